@@ -1,0 +1,1280 @@
+# SPDX-License-Identifier: MIT
+"""ACER on Atari: actor-critic with experience replay, discrete actions, in one file.
+
+Z. Wang, V. Bapst, N. Heess, V. Mnih, R. Munos, K. Kavukcuoglu, N. de Freitas (2017):
+"Sample Efficient Actor-Critic with Experience Replay", https://arxiv.org/abs/1611.01224,
+Algorithms 1 and 2. Asynchronous workers as in A3C: V. Mnih et al. (2016),
+https://arxiv.org/abs/1602.01783.
+
+    python acer_atari.py --env-id BreakoutNoFrameskip-v4                  # train
+    python acer_atari.py --resume runs/NAME                               # go on after a stop
+    python acer_atari.py --evaluate runs/NAME --capture-video             # play, write a GIF
+
+Every worker process owns an environment, a replay buffer and a copy of the network. It acts for
+at most `num_steps` steps, learns once from that segment, then from about `replay_ratio` segments
+of its replay, and each time steps the one shared set of weights without a lock (Hogwild).
+
+A run writes into its own folder: TensorBoard events, episodes.csv (a line a game),
+checkpoint.pt, args.json and video/.
+
+Differences from the paper
+ 1. Adam instead of RMSProp by default: it learned sooner here. `--optimizer rmsprop` is the paper's.
+ 2. The entropy bonus stands inside g, before the trust region; the paper leaves its place open.
+ 3. The bias correction uses Q(x, a) as in equation 9; Algorithm 2 prints Q(x, a_t).
+ 4. Learning from replay starts after `replay_start` steps: from the first step on, the policy
+    collapses to one action within minutes.
+ 5. A lost life ends a segment with value 0, as if the game had ended, but the game goes on; FIRE
+    is pressed after a reset and after a lost life, or Breakout would stand still.
+ 6. A segment ends with the life or game; its losses are divided by `num_steps`, whatever its
+    length, so that every state weighs the same.
+"""
+
+import argparse
+import copy
+import csv
+import importlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import ale_py
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SCRIPT = Path(__file__).name
+STACK = 4  # frames in an observation
+SCREEN = 84  # pixels, height and width of a frame
+STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
+SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
+GIF_EVERY, GIF_FRAMES = 2, 600  # every second agent step, at most: a GIF of under 3 MB
+
+# ------------------------------------------------------------------------------------------------
+# Settings
+# ------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(kind: type, low: float, high: float = math.inf, *, above: bool = False):
+    """Make an argparse type: a finite `kind` from `low` (or just above it) up to `high`."""
+    wanted = f"{'above' if above else 'from'} {low:,}" + (
+        f" to {high:,}" if high < math.inf else ""
+    )
+    wanted = f"{'a whole number' if kind is int else 'a number'} {wanted}"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text} will not do: give {wanted}")
+        return value
+
+    return parse
+
+
+def usable_processors() -> int:
+    """Count the processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows cannot tell
+        return os.cpu_count() or 1
+
+
+def build_parser() -> Parser:
+    """Declare the command line; symbols in brackets are the papers'."""
+    parser = Parser(
+        prog=SCRIPT,
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = argparse.BooleanOptionalAction
+    share = number(float, 0, 1)
+    positive = number(float, 0, above=True)
+    count = number(int, 1)
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--env-id", default="PongNoFrameskip-v4", help="Gymnasium id, or module:Id for your own")
+    add("--seed", type=number(int, 0), default=1, help="seed of weights, games, actions, replay")
+    add("--total-timesteps", type=count, default=10_000_000, help="agent steps over all workers")
+    add("--num-workers", type=count, default=usable_processors(), help="worker processes")
+    add("--exp-name", default=Path(SCRIPT).stem, help="name of the experiment, part of the folder")
+    add("--run-dir", help="folder of this run; runs/{env}__{exp}__{seed}__{time} if not given")
+    add("--log-interval", type=positive, default=10, help="seconds between progress lines")
+    add("--checkpoint-interval", type=positive, default=300, help="seconds between checkpoints")
+    add("--resume", metavar="RUN", help="go on with a stopped run (its folder or checkpoint)")
+
+    group = parser.add_argument_group("evaluation")
+    add = group.add_argument
+    add("--evaluate", metavar="RUN", help="play with the policy of a run (folder or checkpoint)")
+    add("--eval-episodes", type=count, default=10, help="games to play")
+    add("--greedy", action="store_true", help="the most probable action instead of a sampled one")
+    add("--capture-video", action="store_true", help="write the first game as an animated GIF")
+    add("--render", action="store_true", help="show the games in a window")
+
+    group = parser.add_argument_group("optimizer")
+    add = group.add_argument
+    add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
+    add("--learning-rate", type=positive, help="step size; 1e-4 for adam, 7e-4 for rmsprop")
+    add("--anneal-lr", action=flag, default=False, help="lower it linearly to 0 over the run")
+    add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
+
+    group = parser.add_argument_group("actor-critic")
+    add = group.add_argument
+    add("--gamma", type=share, default=0.99, help="discount per agent step [γ]")
+    add("--num-steps", type=count, default=20, help="agent steps in a segment, at most [k]")
+    add("--ent-coef", type=number(float, 0), default=0.01, help="entropy bonus [β]")
+    add("--q-coef", type=number(float, 0), default=0.5, help="weight of (Q^ret - Q)²")
+    add("--reward-clip", action=flag, default=True, help="learn from the sign of the reward")
+
+    group = parser.add_argument_group("ACER")
+    add = group.add_argument
+    add("--replay-size", type=count, default=600_000, help="steps kept, over all workers")
+    add("--replay-ratio", type=number(float, 0), default=4.0, help="replays per segment, mean [r]")
+    add("--replay-start", type=count, default=10_000, help="steps before the first replay")
+    add("--rho-clip", type=positive, default=10.0, help="truncation of importance weights [c]")
+    add("--bias-correction", action=flag, default=True, help="correct what that truncation omits")
+    add("--trust-region", action=flag, default=True, help="bound the change of the policy")
+    add("--trust-region-delta", type=positive, default=1.0, help="bound per state [δ]")
+    add("--average-decay", type=share, default=0.99, help="average network, kept per update [α]")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read and check the command line; `--resume` and `--evaluate` take a run's own settings."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.resume and args.evaluate:
+        parser.error("--resume trains and --evaluate plays: give one of them")
+    source = args.resume or args.evaluate
+    if source:
+        saved = load_checkpoint(source)["args"]
+        inherited = set(saved) & set(vars(args)) - {"resume", "run_dir", "capture_video", "render"}
+        parser.set_defaults(**{name: saved[name] for name in inherited})
+        args = parser.parse_args(argv)
+        for name in ("env_id", "optimizer") if args.resume else ("env_id",):
+            if getattr(args, name) != saved[name]:
+                flag = "--" + name.replace("_", "-")
+                parser.error(f"{source} was trained with {flag} {saved[name]}: leave {flag} out")
+    if args.resume and args.run_dir:
+        parser.error("--resume goes on in the run's own folder: leave --run-dir out")
+    if args.learning_rate is None:
+        args.learning_rate = {"adam": 1e-4, "rmsprop": 7e-4}[args.optimizer]
+    if args.replay_start > args.replay_size:
+        parser.error(
+            f"--replay-start {args.replay_start} is above --replay-size {args.replay_size}"
+        )
+    needed = args.num_workers * (args.num_steps + STACK)
+    if args.replay_size < needed:
+        parser.error(f"--replay-size {args.replay_size} holds no segment: give at least {needed}")
+    return args
+
+
+def fail(message: str):
+    """End with one line on standard error and exit code 1."""
+    sys.exit(f"{SCRIPT}: error: {message}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Algorithm
+# ------------------------------------------------------------------------------------------------
+
+MIN_PROBABILITY = 1e-8  # divisors and logarithms see no smaller one: a sure policy stays finite
+
+
+def retrace(
+    rewards: Tensor,
+    q_taken: Tensor,
+    values: Tensor,
+    trace_coef: Tensor,
+    bootstrap_value: Tensor | float,
+    gamma: float,
+) -> Tensor:
+    """Estimate Q^π along a segment with Retrace.
+
+        Q^ret_t = r_t + γ [c_{t+1} (Q^ret_{t+1} − Q(x_{t+1}, a_{t+1})) + V(x_{t+1})]
+        Q^ret_{T−1} = r_{T−1} + γ · bootstrap_value
+
+    The trace coefficient c is truncated by the caller, at 1, which is not the c of `--rho-clip`.
+    The first one is never used: the return of a_0 is wanted given a_0.
+
+    Source: Wang et al. (2017), equation 5 and Algorithm 2; R. Munos et al. (2016), "Safe and
+    Efficient Off-Policy Reinforcement Learning", https://arxiv.org/abs/1606.02647.
+
+    Args:
+        rewards: [T], r_t, received after a_t.
+        q_taken: [T], Q(x_t, a_t).
+        values: [T], V(x_t).
+        trace_coef: [T], min(1, ρ_t); min(1, ρ_t^{1/d}) for d-dimensional actions; ones for Q^opc.
+        bootstrap_value: V of the observation after the last step; 0 if that step terminated.
+        gamma: discount per step, in [0, 1].
+
+    Returns:
+        [T], Q^ret. No gradient attached.
+    """
+    # Python floats: the same loop over tensor elements takes 20 times as long.
+    steps = zip(rewards.tolist(), q_taken.tolist(), values.tolist(), trace_coef.tolist())
+    q_ret, following = [], float(bootstrap_value)
+    for reward, q, value, coef in reversed(list(steps)):
+        q_ret.append(reward + gamma * following)
+        following = coef * (q_ret[-1] - q) + value
+    return torch.tensor(q_ret[::-1], dtype=rewards.dtype)
+
+
+def categorical_policy_gradient(
+    pi: Tensor,
+    mu: Tensor,
+    actions: Tensor,
+    q: Tensor,
+    values: Tensor,
+    q_ret: Tensor,
+    rho_clip: float,
+    ent_coef: float,
+    bias_correction: bool = True,
+) -> Tensor:
+    """Compute ACER's policy gradient with respect to the vector of action probabilities.
+
+        g_t(a) = 1[a = a_t] · min(c, ρ_t(a_t)) · (Q^ret_t − V_t) / π(a_t)
+                 + [1 − c / ρ_t(a)]₊ · (Q(x_t, a) − V_t)  −  β (log π(a) + 1),   ρ_t(a) = π(a) / μ(a)
+
+    Uphill on the return plus β times the entropy, before the trust region. The 1 beside the
+    logarithm vanishes in the softmax's gradient but not in the projection that follows.
+
+    Source: Wang et al. (2017), equations 7 and 9, https://arxiv.org/abs/1611.01224.
+
+    Args:
+        pi: [T, A], π(·|x_t) of the current policy.
+        mu: [T, A], μ(·|x_t), the probabilities when acting.
+        actions: [T], int64, a_t.
+        q: [T, A], Q(x_t, ·).
+        values: [T], V_t = Σ_a π(a) Q(x_t, a).
+        q_ret: [T], Q^ret_t.
+        rho_clip: c > 0.
+        ent_coef: β ≥ 0.
+        bias_correction: whether the second term is there.
+
+    Returns:
+        [T, A], g. No gradient attached.
+    """
+    pi, mu, q = pi.detach().clamp_min(MIN_PROBABILITY), mu.clamp_min(MIN_PROBABILITY), q.detach()
+    taken = actions[:, None]
+    pi_taken = pi.gather(1, taken)
+    rho_trunc = (pi_taken / mu.gather(1, taken)).clamp_max(rho_clip)
+    g = -ent_coef * (pi.log() + 1)
+    if bias_correction:
+        g += (1 - rho_clip * mu / pi).clamp_min(0) * (q - values[:, None])
+    return g.scatter_add(1, taken, rho_trunc * (q_ret - values)[:, None] / pi_taken)
+
+
+def trust_region_step(g: Tensor, k: Tensor, delta: float) -> Tensor:
+    """Project the policy gradient onto the linearised KL constraint, state by state.
+
+        z* = argmin_z ½‖g − z‖²  subject to  kᵀz ≤ δ   =   g − max(0, (kᵀg − δ) / ‖k‖²) k
+
+    Taken in the policy's statistics (probabilities, or a Gaussian's mean), not in the weights.
+    Both signs follow the paper: g uphill on the objective, k uphill on KL[average ‖ current].
+
+    Source: Wang et al. (2017), section 3.3, equation 12, https://arxiv.org/abs/1611.01224.
+
+    Args:
+        g: [N, S], policy gradient at N states. Not averaged over N: δ is a budget per state.
+        k: [N, S], gradient of the KL divergence at the same states.
+        delta: δ > 0, bound on kᵀz.
+
+    Returns:
+        [N, S], equal to g wherever the constraint already holds. No gradient attached.
+    """
+    excess = ((k * g).sum(1, keepdim=True) - delta).clamp_min(0)
+    return g - excess / (k * k).sum(1, keepdim=True).clamp_min(1e-30) * k
+
+
+class Segment(NamedTuple):
+    """A piece of experience of T steps within one life; the last observation follows the last step."""
+
+    observations: Tensor  # uint8 [T + 1, 4, 84, 84]
+    actions: Tensor  # int64 [T]
+    rewards: Tensor  # float32 [T]
+    mu: Tensor  # float32 [T, A], action probabilities when acting
+    terminated: bool  # whether the last step ended the life or game: its bootstrap value is 0
+
+
+def acer_loss(
+    model: nn.Module, average_model: nn.Module, segment: Segment, args: argparse.Namespace
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute ACER's loss on one segment, on-policy or replayed.
+
+        loss = (1 / num_steps) Σ_t [−z*_tᵀ π(·|x_t)  +  q_coef · (Q^ret_t − Q(x_t, a_t))²]
+
+    z* is held fixed, so that the gradient in π is −z*. No gradient flows through ρ, V or Q^ret.
+
+    Source: Wang et al. (2017), Algorithm 2, https://arxiv.org/abs/1611.01224.
+
+    Args:
+        model: the network to be differentiated, θ'.
+        average_model: the network at the centre of the trust region, θ_a.
+        segment: T steps, 1 ≤ T ≤ num_steps.
+        args: gamma, num_steps, q_coef, ent_coef, rho_clip, bias_correction, trust_region,
+            trust_region_delta.
+
+    Returns:
+        The loss, with its gradient, and what is worth logging: scalars, and Q^ret and Q [T].
+    """
+    pi, q = model(segment.observations)
+    with torch.no_grad():
+        average_pi, _ = average_model(segment.observations[:-1])
+        values = (pi * q).sum(1)
+        bootstrap_value = 0.0 if segment.terminated else values[-1]
+        values = values[:-1]
+    pi, q = pi[:-1], q[:-1]  # [T, A]
+    q_taken = q.gather(1, segment.actions[:, None]).squeeze(1)
+
+    with torch.no_grad():
+        mu_taken = segment.mu.gather(1, segment.actions[:, None]).squeeze(1)
+        rho = pi.gather(1, segment.actions[:, None]).squeeze(1) / mu_taken
+        rho_bar = rho.clamp_max(1)
+        q_ret = retrace(segment.rewards, q_taken, values, rho_bar, bootstrap_value, args.gamma)
+        g = categorical_policy_gradient(
+            pi,
+            segment.mu,
+            segment.actions,
+            q,
+            values,
+            q_ret,
+            args.rho_clip,
+            args.ent_coef,
+            args.bias_correction,
+        )
+        guarded_pi = pi.clamp_min(MIN_PROBABILITY)
+        k = -average_pi / guarded_pi  # ∇_π KL[π_a ‖ π]
+        z = trust_region_step(g, k, args.trust_region_delta) if args.trust_region else g
+
+    policy_loss = -(z * pi).sum() / args.num_steps
+    q_loss = (q_ret - q_taken).square().sum() / args.num_steps
+    average_pi = average_pi.clamp_min(MIN_PROBABILITY)
+    statistics = {
+        "policy_loss": policy_loss.detach(),
+        "q_loss": q_loss.detach(),
+        "entropy": -(guarded_pi * guarded_pi.log()).sum(1).mean(),
+        "rho": rho.mean(),
+        "truncated_weights": (rho > args.rho_clip).float().mean(),
+        "average_policy_kl": (average_pi * (average_pi / guarded_pi).log()).sum(1).mean(),
+        "trust_region_active": (z != g).any(1).float().mean(),
+        "q_ret": q_ret,
+        "q": q_taken.detach(),
+    }
+    return policy_loss + args.q_coef * q_loss, statistics
+
+
+def update_average(average_model: nn.Module, shared_model: nn.Module, decay: float) -> None:
+    """Move the average network towards the shared one, in place: θ_a ← α θ_a + (1 − α) θ."""
+    with torch.no_grad():
+        for average, shared in zip(
+            average_model.parameters(), shared_model.parameters(), strict=True
+        ):
+            average.lerp_(shared, 1 - decay)
+
+
+# ------------------------------------------------------------------------------------------------
+# Network
+# ------------------------------------------------------------------------------------------------
+
+
+def initialise(layer: nn.Module, gain: float) -> nn.Module:
+    """Draw orthogonal weights of the given gain; set the biases to 0."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ActorCritic(nn.Module):
+    """Policy π(·|x) and action values Q(x, ·) on one convolutional body."""
+
+    def __init__(self, num_actions: int):
+        super().__init__()
+        relu = math.sqrt(2)
+        self.body = nn.Sequential(
+            initialise(nn.Conv2d(STACK, 32, 8, 4), relu),
+            nn.ReLU(),
+            initialise(nn.Conv2d(32, 64, 4, 2), relu),
+            nn.ReLU(),
+            initialise(nn.Conv2d(64, 64, 3, 1), relu),
+            nn.ReLU(),
+            nn.Flatten(),
+            initialise(nn.Linear(64 * 7 * 7, 512), relu),
+            nn.ReLU(),
+        )
+        self.policy = initialise(nn.Linear(512, num_actions), 0.01)
+        self.q = initialise(nn.Linear(512, num_actions), 1.0)
+        self.to(memory_format=torch.channels_last)  # convolutions are a quarter faster
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 [N, 4, 84, 84] to π and Q, both [N, A]."""
+        x = observations.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        features = self.body(x)
+        return self.policy(features).softmax(1), self.q(features)
+
+
+# ------------------------------------------------------------------------------------------------
+# Replay
+# ------------------------------------------------------------------------------------------------
+
+
+class ReplayBuffer:
+    """A ring of single frames in the order in which they were seen, and where segments lie in it.
+
+    Every step stores one frame, and every game one more, its last. Stacks are put together when a
+    segment is drawn, from frames of the same game. Positions count up for ever; a position's place
+    in the ring is its remainder by the capacity.
+    """
+
+    def __init__(self, capacity: int, num_actions: int):
+        self.capacity = capacity
+        self.frames = np.zeros((capacity, SCREEN, SCREEN), np.uint8)
+        self.age = np.zeros(capacity, np.uint8)  # frames before it in its game, at most 3
+        self.actions = np.zeros(capacity, np.int64)
+        self.rewards = np.zeros(capacity, np.float32)
+        self.mu = np.zeros((capacity, num_actions), np.float32)
+        self.segments: deque[tuple[int, int, int, bool]] = deque()  # oldest frame, first, T, ...
+        self.end = 0  # position of the last observation stored
+
+    @staticmethod
+    def bytes_per_step(num_actions: int) -> int:
+        """Memory that a stored step takes."""
+        return SCREEN * SCREEN + 1 + 8 + 4 + 4 * num_actions
+
+    def __len__(self) -> int:
+        """Count the positions in use."""
+        return min(self.end + 1, self.capacity) if self.segments else 0
+
+    def add(self, segment: Segment, new_game: bool) -> None:
+        """Store a segment that follows the one before it, or starts a game.
+
+        Args:
+            segment: T steps, T + 4 ≤ capacity.
+            new_game: whether its first observation is a game's first, whose stack repeats it.
+        """
+        if new_game and self.segments:
+            self.end += 1  # leave the last observation of the game before where it is
+        first, length = self.end, len(segment.rewards)
+        age = 0 if new_game else int(self.age[first % self.capacity])
+        place = np.arange(first, first + length + 1) % self.capacity
+        self.frames[place] = segment.observations[:, -1].numpy()
+        self.age[place] = np.minimum(age + np.arange(length + 1), STACK - 1)
+        self.actions[place[:-1]] = segment.actions.numpy()
+        self.rewards[place[:-1]] = segment.rewards.numpy()
+        self.mu[place[:-1]] = segment.mu.numpy()
+        self.segments.append((first - age, first, length, segment.terminated))
+        self.end = first + length
+        while self.segments[0][0] <= self.end - self.capacity:  # its oldest frame is overwritten
+            self.segments.popleft()
+
+    def sample(self, rng: np.random.Generator) -> Segment:
+        """Draw one stored segment, each with the same probability."""
+        _, first, length, terminated = self.segments[rng.integers(len(self.segments))]
+        steps = np.arange(first, first + length + 1)
+        place = steps % self.capacity
+        age = self.age[place]
+        back = np.minimum(age[:, None], np.arange(STACK)[::-1])  # not beyond the game's start
+        frames = self.frames[(steps[:, None] - back) % self.capacity]
+        return Segment(
+            torch.from_numpy(frames).contiguous(memory_format=torch.channels_last),
+            torch.from_numpy(self.actions[place[:-1]]),
+            torch.from_numpy(self.rewards[place[:-1]]),
+            torch.from_numpy(self.mu[place[:-1]]),
+            terminated,
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# Worker
+# ------------------------------------------------------------------------------------------------
+
+
+def select_action(pi: Tensor, generator: torch.Generator) -> int:
+    """Draw an action from π [1, A]."""
+    return int(torch.multinomial(pi, 1, generator=generator))
+
+
+def collect_segment(
+    env: gym.Env,
+    model: nn.Module,
+    observation: np.ndarray,
+    num_steps: int,
+    generator: torch.Generator,
+) -> tuple[Segment, dict | None]:
+    """Act for at most `num_steps` steps, no further than the end of the life or game.
+
+    Returns:
+        The segment, and the finished game's unclipped return "r" and length "l", if it is over.
+    """
+    observations, actions, rewards, mu = [observation], [], [], []
+    terminated, episode = False, None
+    while len(actions) < num_steps and not terminated and episode is None:
+        with torch.inference_mode():
+            pi, _ = model(torch.from_numpy(observations[-1])[None])
+        action = select_action(pi, generator)
+        observation, reward, terminated, _, info = env.step(action)
+        terminated = terminated or info.get("life_lost", False)
+        episode = info.get("episode")  # there when the game has terminated or was truncated
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+        mu.append(pi)
+    segment = Segment(
+        torch.from_numpy(np.stack(observations)).contiguous(memory_format=torch.channels_last),
+        torch.tensor(actions),
+        torch.tensor(rewards, dtype=torch.float32),
+        torch.cat(mu).clone(),
+        bool(terminated),
+    )
+    return segment, episode
+
+
+def copy_weights(target: nn.Module, source: nn.Module) -> None:
+    """Copy all weights, in place."""
+    with torch.no_grad():
+        for to, of in zip(target.parameters(), source.parameters(), strict=True):
+            to.copy_(of)
+
+
+def apply_gradients(
+    model: nn.Module,
+    shared_model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+) -> Tensor:
+    """Step the shared weights along a local gradient, then forget it.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; the shared weights are left as they are.
+        RuntimeError: a gradient's memory layout is not its parameter's. A fused optimizer walks
+            raw memory and would corrupt the weights.
+    """
+    named = [(name, p.grad) for name, p in model.named_parameters()]
+    norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+    if not norm.isfinite():
+        bad = [name for name, gradient in named if not gradient.isfinite().all()]
+        raise FloatingPointError(
+            f"the gradient of {', '.join(bad) or 'all, summed,'} is not finite"
+        )
+    for (name, gradient), shared in zip(named, shared_model.parameters(), strict=True):
+        if gradient.stride() != shared.stride():
+            raise RuntimeError(f"{name}: strides {gradient.stride()} are not {shared.stride()}")
+        if norm > max_grad_norm:
+            gradient.mul_(max_grad_norm / norm)
+        shared.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
+    return norm
+
+
+class Statistics:
+    """Means of what the updates report, and the critic's explained variance."""
+
+    def __init__(self):
+        self.updates: list[dict[str, Tensor]] = []
+
+    def add(self, statistics: dict[str, Tensor]) -> None:
+        """Take one update's statistics."""
+        self.updates.append(statistics)
+
+    def flush(self) -> dict[str, float]:
+        """Return the means since the last call, and forget them.
+
+        explained_variance = 1 − Var(Q^ret − Q) / Var(Q^ret), over all states of these updates.
+        """
+        q_ret = torch.cat([update.pop("q_ret") for update in self.updates])
+        q = torch.cat([update.pop("q") for update in self.updates])
+        means = {
+            name: float(sum(update[name] for update in self.updates)) / len(self.updates)
+            for name in self.updates[0]
+        }
+        residual, total = (q_ret - q).var(correction=0), q_ret.var(correction=0)
+        means["explained_variance"] = float(1 - residual / total) if total > 0 else math.nan
+        means["q"] = float(q.mean())
+        self.updates.clear()
+        return means
+
+
+class Shared(NamedTuple):
+    """What all processes share; all tensors lie in shared memory."""
+
+    model: nn.Module  # θ
+    average_model: nn.Module  # θ_a
+    optimizer: torch.optim.Optimizer  # its parameters are the model's
+    steps_taken: Tensor  # int64 [num_workers]; each worker writes its own slot, so no lock
+    start: int  # agent steps taken before this start, above 0 after a resume
+    stop: Tensor  # bool [1], set by the main process
+
+    def steps(self) -> int:
+        """Count the agent steps of the whole run."""
+        return self.start + int(self.steps_taken.sum())
+
+
+def learn(
+    segment: Segment, model: nn.Module, shared: Shared, args: argparse.Namespace
+) -> dict[str, Tensor]:
+    """Update the shared weights and their average from one segment; return the statistics."""
+    loss, statistics = acer_loss(model, shared.average_model, segment, args)
+    if not loss.isfinite():
+        terms = ", ".join(f"{name} {float(x)}" for name, x in statistics.items() if x.dim() == 0)
+        raise FloatingPointError(f"the loss is not finite ({terms})")
+    loss.backward()
+    statistics["grad_norm"] = apply_gradients(
+        model, shared.model, shared.optimizer, args.max_grad_norm
+    )
+    update_average(shared.average_model, shared.model, args.average_decay)
+    return statistics
+
+
+def worker(
+    rank: int,
+    args: argparse.Namespace,
+    shared: Shared,
+    connection: multiprocessing.connection.Connection,
+) -> None:
+    """Act, learn from what was just seen, then from what was seen before (Algorithm 1).
+
+    Ends at `total_timesteps`, when told to stop, or when the main process is gone.
+    """
+    seeds = np.random.SeedSequence([args.seed, rank, shared.start])
+    env_seed, torch_seed = (int(word) for word in seeds.generate_state(2))
+    rng = np.random.default_rng(seeds)
+    generator = torch.Generator().manual_seed(torch_seed)
+    env = make_env(args.env_id, env_seed, reward_clip=args.reward_clip)
+    model = copy.deepcopy(shared.model)
+    num_actions = int(env.action_space.n)
+    replay = ReplayBuffer(args.replay_size // args.num_workers, num_actions)
+    statistics, next_report = Statistics(), STATISTICS_EVERY
+    observation, _ = env.reset()
+    new_game = True
+
+    while (step := shared.steps()) < args.total_timesteps and not shared.stop and parent_lives():
+        if args.anneal_lr:
+            shared.optimizer.param_groups[0]["lr"] = args.learning_rate * (
+                1 - step / args.total_timesteps
+            )
+        copy_weights(model, shared.model)
+        num_steps = min(args.num_steps, args.total_timesteps - step)
+        segment, episode = collect_segment(env, model, observation, num_steps, generator)
+        shared.steps_taken[rank] += len(segment.rewards)
+        replay.add(segment, new_game)
+        statistics.add(learn(segment, model, shared, args))  # on-policy: the weights that acted
+        if shared.steps() - shared.start >= args.replay_start:
+            for _ in range(rng.poisson(args.replay_ratio)):  # off-policy: fresh weights
+                copy_weights(model, shared.model)
+                statistics.add(learn(replay.sample(rng), model, shared, args))
+
+        new_game = episode is not None
+        if new_game:
+            connection.send(("episode", shared.steps(), rank, episode["r"], episode["l"]))
+            observation, _ = env.reset()
+        else:
+            observation = segment.observations[-1].numpy()
+        if shared.steps_taken[rank] >= next_report:
+            fill = len(replay) / replay.capacity
+            means = statistics.flush() | {"replay_fill": fill}
+            connection.send(("statistics", shared.steps(), rank, means))
+            next_report += STATISTICS_EVERY
+
+
+def run_worker(
+    rank: int,
+    args: argparse.Namespace,
+    shared: Shared,
+    connection: multiprocessing.connection.Connection,
+) -> None:
+    """Prepare a new process, run `worker` in it, and report the error that ends it."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    # Without this, Adam's decaying moments become denormal numbers and its step 2.4 times slower.
+    torch.set_flush_denormal(True)
+    try:
+        worker(rank, args, shared, connection)
+    except BrokenPipeError:  # the main process is gone: nobody left to report to
+        sys.exit(1)
+    except Exception as error:
+        text = f"{type(error).__name__} at step {shared.steps():,}: {error}"
+        connection.send(("error", rank, text, traceback.format_exc()))
+        sys.exit(1)
+
+
+def parent_lives() -> bool:
+    """Tell whether the process that started this one is still there."""
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
+
+
+# ------------------------------------------------------------------------------------------------
+# Shared optimizer
+# ------------------------------------------------------------------------------------------------
+
+
+class SharedAdam(torch.optim.Adam):
+    """Adam whose moments and step counts all processes share.
+
+        m ← β₁ m + (1 − β₁) g;   v ← β₂ v + (1 − β₂) g²;   θ ← θ − lr · m̂ / (√v̂ + ε)
+
+    Source: D. Kingma, J. Ba (2015), Algorithm 1, https://arxiv.org/abs/1412.6980.
+
+    The state exists before any worker starts, or each would make its own. `fused` does all in one
+    pass over memory, four times as fast; it needs gradients with their parameters' strides.
+    """
+
+    def __init__(self, params, lr: float, betas=(0.9, 0.999), eps: float = 1e-8):
+        super().__init__(params, lr, betas, eps, fused=True)
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {
+                "step": torch.zeros(()).share_memory_(),  # a float, as torch's own
+                "exp_avg": torch.zeros_like(p).share_memory_(),
+                "exp_avg_sq": torch.zeros_like(p).share_memory_(),
+            }
+
+
+class SharedRMSprop(torch.optim.Optimizer):
+    """RMSProp as in the A3C paper, whose mean square all processes share.
+
+        s ← α s + (1 − α) g²;   θ ← θ − lr · g / √(s + ε)
+
+    ε stands inside the root, unlike in torch.optim.RMSprop.
+
+    Source: Mnih et al. (2016), equations S2 and S3, https://arxiv.org/abs/1602.01783.
+    """
+
+    def __init__(self, params, lr: float, alpha: float = 0.99, eps: float = 0.1):
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"square_avg": torch.zeros_like(p).share_memory_()}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step every parameter that has a gradient."""
+        group = self.param_groups[0]
+        for p in group["params"]:
+            if p.grad is not None:
+                square_avg = self.state[p]["square_avg"]
+                square_avg.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
+                p.addcdiv_(p.grad, (square_avg + group["eps"]).sqrt_(), value=-group["lr"])
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
+    """Copy a saved state in place: `load_state_dict` would put unshared tensors there."""
+    for state, saved in zip(optimizer.state.values(), state_dict["state"].values(), strict=True):
+        for name, tensor in state.items():
+            tensor.copy_(saved[name])
+
+
+# ------------------------------------------------------------------------------------------------
+# Environment and wrappers
+# ------------------------------------------------------------------------------------------------
+
+
+class AtariGame(gym.Wrapper):
+    """Report lost lives, press FIRE where a game waits for it, and show a game's last screen."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        meanings = env.unwrapped.get_action_meanings()
+        self.fire = meanings.index("FIRE") if "FIRE" in meanings else None
+        self.lives = 0
+
+    def reset(self, **kwargs):
+        """Start a game and, where there is such a button, press FIRE."""
+        observation, info = self.env.reset(**kwargs)
+        if self.fire is not None:
+            observation, _, terminated, truncated, info = self.env.step(self.fire)
+            if terminated or truncated:
+                observation, info = self.env.reset()
+        self.lives = info["lives"]
+        return observation, info
+
+    def step(self, action):
+        """Take a step, and one more with FIRE if it cost a life but not the game.
+
+        Returns what Gymnasium says; info["life_lost"] tells whether a life was lost.
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        life_lost = info["lives"] < self.lives
+        if life_lost and self.fire is not None and not (terminated or truncated):
+            observation, more, terminated, truncated, info = self.env.step(self.fire)
+            reward += more
+        self.lives = info["lives"]
+        if terminated or truncated:
+            # AtariPreprocessing keeps an older screen when a game ends within the skipped frames.
+            screen = self.unwrapped.ale.getScreenGrayscale()
+            observation = cv2.resize(screen, (SCREEN, SCREEN), interpolation=cv2.INTER_AREA)
+        return observation, reward, terminated, truncated, info | {"life_lost": life_lost}
+
+
+class FrameStack(gym.Wrapper):
+    """Observe the last four frames; a game's first frame stands in for those before it."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (STACK, SCREEN, SCREEN), np.uint8)
+        self.stack = np.zeros((STACK, SCREEN, SCREEN), np.uint8)
+
+    def reset(self, **kwargs):
+        """Start a game with four copies of its first frame."""
+        frame, info = self.env.reset(**kwargs)
+        self.stack = np.stack([frame] * STACK)
+        return self.stack, info
+
+    def step(self, action):
+        """Push a frame into a new stack; those returned before stay as they are."""
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self.stack = np.concatenate([self.stack[1:], frame[None]])
+        return self.stack, reward, terminated, truncated, info
+
+
+def make_env(
+    env_id: str, seed: int, reward_clip: bool = False, render_mode: str | None = None
+) -> gym.Env:
+    """Make an environment of stacked 84×84 frames, seeded.
+
+    An Atari game is preprocessed; `frameskip` 1 leaves the skipping to the preprocessing, and grey
+    screens save an RGB picture each of the four frames. An environment without an emulator must
+    give uint8 [84, 84] frames itself.
+
+    Raises:
+        gym.error.Error, ImportError: there is no such environment.
+        ValueError: its actions or observations are not what this script can use.
+    """
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
+    gym.register_envs(ale_py)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    options = {"render_mode": render_mode, "disable_env_checker": True}
+    is_atari = gym.spec(name).entry_point == "ale_py.env:AtariEnv"
+    if is_atari:
+        options |= {"frameskip": 1, "obs_type": "grayscale"}
+    env = gym.make(name, **options)
+    if not isinstance(env.action_space, gym.spaces.Discrete):
+        raise ValueError(
+            f"{env_id} has {type(env.action_space).__name__} actions; this script needs discrete "
+            "ones. For Box actions use acer_continuous.py"
+        )
+    if is_atari:
+        env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=SCREEN)
+    space = env.observation_space
+    if space.shape != (SCREEN, SCREEN) or space.dtype != np.uint8:
+        raise ValueError(
+            f"{env_id} gives {space.dtype} observations of shape {space.shape}; this script needs "
+            f"uint8 of shape ({SCREEN}, {SCREEN})"
+        )
+    env = gym.wrappers.RecordEpisodeStatistics(env)  # whole games, rewards as they are
+    if is_atari:
+        env = AtariGame(env)
+    if reward_clip:
+        env = gym.wrappers.TransformReward(env, np.sign)
+    env = FrameStack(env)
+    env.reset(seed=seed)
+    return env
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoint, logging, evaluation
+# ------------------------------------------------------------------------------------------------
+
+
+def open_env(args: argparse.Namespace, seed: int, render_mode: str | None = None) -> gym.Env:
+    """Make the environment as the main process needs it; end with one line if that fails."""
+    try:
+        return make_env(args.env_id, seed, render_mode=render_mode)
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {error}")
+
+
+def save_checkpoint(path: Path, contents: dict) -> None:
+    """Write a checkpoint beside its place and move it there: a kill leaves the old or the new."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(source: str | Path) -> dict:
+    """Read a run's checkpoint, given its folder or the file; end with one line if that fails."""
+    path = Path(source)
+    if path.is_dir():
+        path /= "checkpoint.pt"
+    if not path.is_file():
+        fail(f"there is no checkpoint at {path}")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        script = contents["script"]
+    except Exception as error:  # torch.load raises many kinds
+        reason = str(error).strip().splitlines()
+        fail(f"{path} is damaged or no checkpoint: {reason[0] if reason else type(error).__name__}")
+    if script != SCRIPT:
+        fail(f"{path} was written by {script}")
+    return contents
+
+
+def load_weights(model: nn.Module, state_dict: dict, source: str | Path) -> None:
+    """Copy weights into a network; end with one line if they do not fit."""
+    try:
+        model.load_state_dict(state_dict)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        fail(f"the weights in {source} do not fit this network: {reason[:200]}")
+
+
+class RunLog:
+    """TensorBoard events, episodes.csv and the progress line of one run."""
+
+    def __init__(self, run_dir: Path, args: argparse.Namespace, start: int, seconds: float):
+        # Here, because workers import this file too and need none of it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.args = args
+        self.began = time.monotonic() - seconds  # as if the run had never stopped
+        self.last_time, self.last_step, self.first_step = time.monotonic(), start, start
+        self.first_time = self.last_time
+        self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # returns and lengths of games
+        self.replay_fill = dict.fromkeys(range(args.num_workers), 0.0)
+        path = run_dir / "episodes.csv"
+        rows = [["step", "seconds", "worker", "return", "length"]]
+        if path.exists():  # a resumed run: forget what came after the checkpoint
+            with open(path, newline="") as file:
+                rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) <= start]
+        self.recent.extend((float(row[3]), int(row[4])) for row in rows[1:])
+        self.episodes = len(rows) - 1
+        self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (closed in close)
+        self.csv = csv.writer(self.file)
+        self.csv.writerows(rows)
+        self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else None)
+        settings = "\n".join(f"|{name}|{value}|" for name, value in sorted(vars(args).items()))
+        self.writer.add_text("hyperparameters", f"|setting|value|\n|-|-|\n{settings}")
+
+    def seconds(self) -> float:
+        """Return the run's wall-clock time, stops left out."""
+        return time.monotonic() - self.began
+
+    def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
+        """Record a finished game."""
+        self.episodes += 1
+        self.recent.append((episode_return, length))
+        self.csv.writerow([step, f"{self.seconds():.1f}", rank, f"{episode_return:g}", length])
+        self.writer.add_scalar("charts/episodic_return", episode_return, step)
+        self.writer.add_scalar("charts/episodic_length", length, step)
+
+    def statistics(self, step: int, rank: int, means: dict[str, float]) -> None:
+        """Record the means of a worker's latest updates."""
+        self.replay_fill[rank] = means.pop("replay_fill")
+        self.writer.add_scalar("charts/replay_fill", self.fill(), step)
+        for name, value in means.items():
+            self.writer.add_scalar(f"losses/{name}", value, step)
+
+    def fill(self) -> float:
+        """Return the share of the replay that is in use."""
+        return sum(self.replay_fill.values()) / len(self.replay_fill)
+
+    def progress(self, step: int) -> None:
+        """Print a line, and log the speed since the start."""
+        now = time.monotonic()
+        speed = (step - self.last_step) / (now - self.last_time)
+        left = (self.args.total_timesteps - step) / speed if speed > 0 else math.inf
+        self.last_time, self.last_step = now, step
+        since_start = (step - self.first_step) / (now - self.first_time)
+        self.writer.add_scalar("charts/SPS", since_start, step)
+        memory = self.fill() * self.replay_bytes
+        games = "no game over yet"
+        if self.recent:
+            returns, lengths = zip(*self.recent, strict=True)
+            mean_return, mean_length = sum(returns) / len(returns), sum(lengths) / len(lengths)
+            games = (
+                f"return {mean_return:.2f}, length {mean_length:.0f} (last {len(returns)} games)"
+            )
+        print(
+            f"{step:>11,} steps {step / self.args.total_timesteps:6.1%} | {speed:5.0f} steps/s | "
+            f"{duration(left)} left | {games} | replay {self.fill():.1%}, {memory / 1e9:.2f} GB",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Write out what is still held."""
+        self.writer.close()
+        self.file.close()
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as h:mm:ss."""
+    if not math.isfinite(seconds):
+        return "-:--:--"
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
+    """Write RGB pictures as an animated GIF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    animation = cv2.Animation()
+    animation.frames = [cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in frames]
+    animation.durations = [milliseconds] * len(frames)
+    if not cv2.imwriteanimation(str(path), animation):
+        fail(f"OpenCV could not write {path}")
+    print(f"wrote {path}")
+
+
+def evaluate(args: argparse.Namespace) -> list[float]:
+    """Play whole games with a trained policy, rewards as they are; print and return the returns."""
+    checkpoint = load_checkpoint(args.evaluate)
+    seed, torch_seed = np.random.SeedSequence(args.seed).generate_state(2)
+    render_mode = "human" if args.render else "rgb_array" if args.capture_video else None
+    env = open_env(args, int(seed), render_mode)
+    model = ActorCritic(int(env.action_space.n))
+    load_weights(model, checkpoint["model"], args.evaluate)
+    generator = torch.Generator().manual_seed(int(torch_seed))
+    returns, frames = [], []
+    for game in range(1, args.eval_episodes + 1):
+        observation, _ = env.reset()
+        for step in itertools.count():
+            if args.capture_video and game == 1 and step % GIF_EVERY == 0:
+                frames.append(env.render())
+            with torch.inference_mode():
+                pi, _ = model(torch.from_numpy(observation)[None])
+            action = int(pi.argmax()) if args.greedy else select_action(pi, generator)
+            observation, _, _, _, info = env.step(action)
+            if episode := info.get("episode"):
+                break
+        returns.append(float(episode["r"]))
+        print(f"game {game}: return {episode['r']:g}, length {episode['l']}", flush=True)
+    env.close()
+    if args.capture_video:
+        path = Path(args.evaluate)
+        path = path / "video" if path.is_dir() else path.parent / "video" / path.stem
+        write_gif(path / f"seed-{args.seed}.gif", frames[:GIF_FRAMES], milliseconds=GIF_EVERY * 67)
+    print(
+        f"{len(returns)} games: mean {np.mean(returns):.2f}, sd {np.std(returns):.2f}, "
+        f"median {np.median(returns):g}, min {min(returns):g}, max {max(returns):g}"
+    )
+    return returns
+
+
+# ------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------
+
+
+def make_run_dir(args: argparse.Namespace) -> Path:
+    """Create the run's folder and write args.json; a folder that holds a run is refused."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with open(run_dir / "args.json", "x") as file:
+            json.dump(vars(args), file, indent=2, sort_keys=True)
+    except FileExistsError:
+        fail(f"{run_dir} already holds a run: give another --run-dir, or --resume {run_dir}")
+    except OSError as error:
+        fail(f"cannot write to {run_dir}: {error.strerror}")
+    return run_dir
+
+
+def make_shared(args: argparse.Namespace, num_actions: int, checkpoint: dict | None) -> Shared:
+    """Make the networks, optimizer and counters in shared memory, as at the checkpoint if any."""
+    torch.manual_seed(args.seed)
+    model = ActorCritic(num_actions).share_memory()
+    average_model = copy.deepcopy(model).requires_grad_(False).share_memory()
+    optimizer = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer](
+        model.parameters(), args.learning_rate
+    )
+    start = 0
+    if checkpoint:
+        start = checkpoint["steps"]
+        load_weights(model, checkpoint["model"], args.resume)
+        load_weights(average_model, checkpoint["average_model"], args.resume)
+        load_optimizer_state(optimizer, checkpoint["optimizer"])
+    steps_taken = torch.zeros(args.num_workers, dtype=torch.int64).share_memory_()
+    stop = torch.zeros(1, dtype=torch.bool).share_memory_()
+    return Shared(model, average_model, optimizer, steps_taken, start, stop)
+
+
+def start_workers(args: argparse.Namespace, shared: Shared) -> tuple[list, list]:
+    """Start the worker processes; return them and the connections that they report to."""
+    context = multiprocessing.get_context("spawn")
+    processes, connections = [], []
+    for rank in range(args.num_workers):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=run_worker, args=(rank, args, shared, sender), name=f"worker {rank}", daemon=True
+        )
+        process.start()
+        sender.close()  # the worker's copy is the only one left: the pipe ends when it dies
+        processes.append(process)
+        connections.append(receiver)
+    return processes, connections
+
+
+def supervise(
+    processes: list, connections: list, shared: Shared, log: RunLog, save, args
+) -> str | None:
+    """Log, print and save until all workers have ended; return what went wrong, if anything."""
+    running = {process.sentinel: process for process in processes}
+    reporting = dict(zip(connections, processes, strict=True))
+    failures: dict[str, str] = {}  # worker: what ended it
+    next_line = time.monotonic() + args.log_interval
+    next_save = time.monotonic() + args.checkpoint_interval
+    kill_at = math.inf
+    while running or reporting:
+        now = time.monotonic()
+        if now >= next_line:
+            log.progress(shared.steps())
+            next_line = now + args.log_interval
+        if now >= next_save:
+            save()
+            next_save = now + args.checkpoint_interval
+        if (failures or shared.stop) and kill_at == math.inf:
+            shared.stop.fill_(True)
+            kill_at = now + SECONDS_TO_STOP
+        if now >= kill_at:
+            for process in running.values():
+                process.kill()
+        timeout = max(0.0, min(next_line, next_save, kill_at) - now)
+        for ready in wait([*reporting, *running], min(timeout, 1.0)):
+            if ready in running:
+                process = running.pop(ready)
+                process.join()
+                if process.exitcode:
+                    failures.setdefault(process.name, ended_by(process.exitcode))
+                continue
+            try:
+                kind, *report = ready.recv()
+            except (EOFError, OSError):  # ended, perhaps within a message
+                del reporting[ready]
+                continue
+            if kind == "error":
+                text, trace = report
+                failures[reporting[ready].name] = text
+                print(trace, file=sys.stderr)
+            else:
+                getattr(log, kind)(*report)
+    return next((f"{name} died: {text}" for name, text in failures.items()), None)
+
+
+def ended_by(exitcode: int) -> str:
+    """Say in words how a process ended."""
+    if exitcode >= 0:
+        return f"exit code {exitcode}"
+    try:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"killed by signal {-exitcode}"
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Train to `total_timesteps`; return the run's folder.
+
+    Raises:
+        SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
+            worker died or the settings cannot be run. What was learned is in the checkpoint.
+    """
+    with open_env(args, args.seed) as env:
+        num_actions = int(env.action_space.n)
+    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    if checkpoint and checkpoint["steps"] >= args.total_timesteps:
+        fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
+    shared = make_shared(args, num_actions, checkpoint)
+    if checkpoint:
+        run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
+    else:
+        run_dir = make_run_dir(args)
+    replay_bytes = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
+    log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0)
+    log.replay_bytes = replay_bytes
+    print(
+        f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
+        f"steps {shared.start:,} to {args.total_timesteps:,}\n"
+        f"{args.optimizer}, learning rate {args.learning_rate:g}, entropy {args.ent_coef:g}, "
+        f"segments of {args.num_steps}, {args.replay_ratio:g} replays each\n"
+        f"replay of {args.replay_size:,} steps, {replay_bytes / 1e9:.2f} GB when full, used from "
+        f"{shared.start + args.replay_start:,} steps on\n"
+        f"writing to {run_dir}",
+        flush=True,
+    )
+
+    def save() -> None:
+        contents = {
+            "script": SCRIPT,
+            "args": vars(args),
+            "steps": shared.steps(),
+            "episodes": log.episodes,
+            "seconds": log.seconds(),
+            "model": shared.model.state_dict(),
+            "average_model": shared.average_model.state_dict(),
+            "optimizer": shared.optimizer.state_dict(),
+        }
+        save_checkpoint(run_dir / "checkpoint.pt", contents)
+
+    received: list[int] = []
+
+    def request_stop(signum, frame) -> None:
+        received.append(signum)
+        shared.stop.fill_(True)
+        signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
+
+    processes = []
+    # Ignored while the workers start, for they inherit that: only this process is to react.
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        processes, connections = start_workers(args, shared)
+        for signum in before:
+            signal.signal(signum, request_stop)
+        failure = supervise(processes, connections, shared, log, save, args)
+        save()
+        log.progress(shared.steps())
+    finally:
+        for process in processes:
+            process.kill()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        log.close()
+    resume = f"go on with: python {SCRIPT} --resume {run_dir}"
+    if failure:
+        fail(f"{failure}\nwhat was learned until step {shared.steps():,} is kept; {resume}")
+    if received:
+        print(f"stopped at step {shared.steps():,}; {resume}", flush=True)
+        sys.exit(128 + received[0])
+    print(f"finished; play with: python {SCRIPT} --evaluate {run_dir}", flush=True)
+    return run_dir
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train or evaluate, as the command line says."""
+    args = parse_args(argv)
+    if not args.evaluate:
+        args.evaluate = train(args)
+        if not (args.capture_video or args.render):
+            return
+    evaluate(args)
+
+
+if __name__ == "__main__":
+    main()
