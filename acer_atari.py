@@ -18,7 +18,7 @@ A run writes into its own folder: TensorBoard events, episodes.csv (a line a gam
 checkpoint.pt, args.json and video/.
 
 Differences from the paper
- 1. Adam instead of RMSProp by default: it learned sooner here. `--optimizer rmsprop` is the paper's.
+ 1. Adam is the default optimizer; `--optimizer rmsprop` is the paper's.
  2. The entropy bonus stands inside g, before the trust region; the paper leaves its place open.
  3. The bias correction uses Q(x, a) as in equation 9; Algorithm 2 prints Q(x, a_t).
  4. Learning from replay starts after `replay_start` steps: from the first step on, the policy
@@ -31,9 +31,7 @@ Differences from the paper
 
 import argparse
 import copy
-import csv
 import importlib
-import itertools
 import json
 import math
 import multiprocessing
@@ -43,8 +41,10 @@ import signal
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections import deque
-from multiprocessing.connection import wait
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,18 +59,19 @@ SCRIPT = Path(__file__).name
 STACK = 4  # frames in an observation
 SCREEN = 84  # pixels, height and width of a frame
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
+RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
-GIF_EVERY, GIF_FRAMES = 2, 600  # every second agent step, at most: a GIF of under 3 MB
+GIF_EVERY, GIF_FRAMES = 2, 600  # every second agent step, so many at most: under 3 MB
+STEP_MILLISECONDS = 1000 * 4 // 60  # an agent step is 4 frames of a game at 60 Hz
 
-# ------------------------------------------------------------------------------------------------
-# Settings
-# ------------------------------------------------------------------------------------------------
+# Settings =========================================================================================
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str):
+        """Print the message and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -162,7 +163,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> Namespace:
     """Read and check the command line; `--resume` and `--evaluate` take a run's own settings."""
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -197,9 +198,7 @@ def fail(message: str):
     sys.exit(f"{SCRIPT}: error: {message}")
 
 
-# ------------------------------------------------------------------------------------------------
-# Algorithm
-# ------------------------------------------------------------------------------------------------
+# Algorithm ========================================================================================
 
 MIN_PROBABILITY = 1e-8  # divisors and logarithms see no smaller one: a sure policy stays finite
 
@@ -235,12 +234,12 @@ def retrace(
         [T], Q^ret. No gradient attached.
     """
     # Python floats: the same loop over tensor elements takes 20 times as long.
-    steps = zip(rewards.tolist(), q_taken.tolist(), values.tolist(), trace_coef.tolist())
-    q_ret, following = [], float(bootstrap_value)
-    for reward, q, value, coef in reversed(list(steps)):
-        q_ret.append(reward + gamma * following)
-        following = coef * (q_ret[-1] - q) + value
-    return torch.tensor(q_ret[::-1], dtype=rewards.dtype)
+    r, q, v, c = rewards.tolist(), q_taken.tolist(), values.tolist(), trace_coef.tolist()
+    q_ret, following = [0.0] * len(r), float(bootstrap_value)
+    for t in reversed(range(len(r))):
+        q_ret[t] = r[t] + gamma * following
+        following = c[t] * (q_ret[t] - q[t]) + v[t]
+    return torch.tensor(q_ret, dtype=rewards.dtype)
 
 
 def categorical_policy_gradient(
@@ -257,7 +256,7 @@ def categorical_policy_gradient(
     """Compute ACER's policy gradient with respect to the vector of action probabilities.
 
         g_t(a) = 1[a = a_t] · min(c, ρ_t(a_t)) · (Q^ret_t − V_t) / π(a_t)
-                 + [1 − c / ρ_t(a)]₊ · (Q(x_t, a) − V_t)  −  β (log π(a) + 1),   ρ_t(a) = π(a) / μ(a)
+                 + [1 − c / ρ_t(a)]₊ · (Q(x_t, a) − V_t)  −  β (log π(a) + 1),   ρ_t = π / μ
 
     Uphill on the return plus β times the entropy, before the trust region. The 1 beside the
     logarithm vanishes in the softmax's gradient but not in the projection that follows.
@@ -311,7 +310,7 @@ def trust_region_step(g: Tensor, k: Tensor, delta: float) -> Tensor:
 
 
 class Segment(NamedTuple):
-    """A piece of experience of T steps within one life; the last observation follows the last step."""
+    """T steps of experience within one life, and the observation after the last of them."""
 
     observations: Tensor  # uint8 [T + 1, 4, 84, 84]
     actions: Tensor  # int64 [T]
@@ -321,7 +320,7 @@ class Segment(NamedTuple):
 
 
 def acer_loss(
-    model: nn.Module, average_model: nn.Module, segment: Segment, args: argparse.Namespace
+    model: nn.Module, average_model: nn.Module, segment: Segment, args: Namespace
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute ACER's loss on one segment, on-policy or replayed.
 
@@ -387,18 +386,7 @@ def acer_loss(
     return policy_loss + args.q_coef * q_loss, statistics
 
 
-def update_average(average_model: nn.Module, shared_model: nn.Module, decay: float) -> None:
-    """Move the average network towards the shared one, in place: θ_a ← α θ_a + (1 − α) θ."""
-    with torch.no_grad():
-        for average, shared in zip(
-            average_model.parameters(), shared_model.parameters(), strict=True
-        ):
-            average.lerp_(shared, 1 - decay)
-
-
-# ------------------------------------------------------------------------------------------------
-# Network
-# ------------------------------------------------------------------------------------------------
+# Network ==========================================================================================
 
 
 def initialise(layer: nn.Module, gain: float) -> nn.Module:
@@ -436,9 +424,7 @@ class ActorCritic(nn.Module):
         return self.policy(features).softmax(1), self.q(features)
 
 
-# ------------------------------------------------------------------------------------------------
-# Replay
-# ------------------------------------------------------------------------------------------------
+# Replay ===========================================================================================
 
 
 class ReplayBuffer:
@@ -507,126 +493,17 @@ class ReplayBuffer:
         )
 
 
-# ------------------------------------------------------------------------------------------------
-# Worker
-# ------------------------------------------------------------------------------------------------
-
-
-def select_action(pi: Tensor, generator: torch.Generator) -> int:
-    """Draw an action from π [1, A]."""
-    return int(torch.multinomial(pi, 1, generator=generator))
-
-
-def collect_segment(
-    env: gym.Env,
-    model: nn.Module,
-    observation: np.ndarray,
-    num_steps: int,
-    generator: torch.Generator,
-) -> tuple[Segment, dict | None]:
-    """Act for at most `num_steps` steps, no further than the end of the life or game.
-
-    Returns:
-        The segment, and the finished game's unclipped return "r" and length "l", if it is over.
-    """
-    observations, actions, rewards, mu = [observation], [], [], []
-    terminated, episode = False, None
-    while len(actions) < num_steps and not terminated and episode is None:
-        with torch.inference_mode():
-            pi, _ = model(torch.from_numpy(observations[-1])[None])
-        action = select_action(pi, generator)
-        observation, reward, terminated, _, info = env.step(action)
-        terminated = terminated or info.get("life_lost", False)
-        episode = info.get("episode")  # there when the game has terminated or was truncated
-        observations.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-        mu.append(pi)
-    segment = Segment(
-        torch.from_numpy(np.stack(observations)).contiguous(memory_format=torch.channels_last),
-        torch.tensor(actions),
-        torch.tensor(rewards, dtype=torch.float32),
-        torch.cat(mu).clone(),
-        bool(terminated),
-    )
-    return segment, episode
-
-
-def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy all weights, in place."""
-    with torch.no_grad():
-        for to, of in zip(target.parameters(), source.parameters(), strict=True):
-            to.copy_(of)
-
-
-def apply_gradients(
-    model: nn.Module,
-    shared_model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    max_grad_norm: float,
-) -> Tensor:
-    """Step the shared weights along a local gradient, then forget it.
-
-    Raises:
-        FloatingPointError: the gradient is not finite; the shared weights are left as they are.
-        RuntimeError: a gradient's memory layout is not its parameter's. A fused optimizer walks
-            raw memory and would corrupt the weights.
-    """
-    named = [(name, p.grad) for name, p in model.named_parameters()]
-    norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
-    if not norm.isfinite():
-        bad = [name for name, gradient in named if not gradient.isfinite().all()]
-        raise FloatingPointError(
-            f"the gradient of {', '.join(bad) or 'all, summed,'} is not finite"
-        )
-    for (name, gradient), shared in zip(named, shared_model.parameters(), strict=True):
-        if gradient.stride() != shared.stride():
-            raise RuntimeError(f"{name}: strides {gradient.stride()} are not {shared.stride()}")
-        if norm > max_grad_norm:
-            gradient.mul_(max_grad_norm / norm)
-        shared.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    model.zero_grad(set_to_none=True)
-    return norm
-
-
-class Statistics:
-    """Means of what the updates report, and the critic's explained variance."""
-
-    def __init__(self):
-        self.updates: list[dict[str, Tensor]] = []
-
-    def add(self, statistics: dict[str, Tensor]) -> None:
-        """Take one update's statistics."""
-        self.updates.append(statistics)
-
-    def flush(self) -> dict[str, float]:
-        """Return the means since the last call, and forget them.
-
-        explained_variance = 1 − Var(Q^ret − Q) / Var(Q^ret), over all states of these updates.
-        """
-        q_ret = torch.cat([update.pop("q_ret") for update in self.updates])
-        q = torch.cat([update.pop("q") for update in self.updates])
-        means = {
-            name: float(sum(update[name] for update in self.updates)) / len(self.updates)
-            for name in self.updates[0]
-        }
-        residual, total = (q_ret - q).var(correction=0), q_ret.var(correction=0)
-        means["explained_variance"] = float(1 - residual / total) if total > 0 else math.nan
-        means["q"] = float(q.mean())
-        self.updates.clear()
-        return means
+# Worker ===========================================================================================
 
 
 class Shared(NamedTuple):
-    """What all processes share; all tensors lie in shared memory."""
+    """What all processes share; every tensor lies in shared memory."""
 
     model: nn.Module  # θ
     average_model: nn.Module  # θ_a
-    optimizer: torch.optim.Optimizer  # its parameters are the model's
+    optimizer: torch.optim.Optimizer  # of the model's parameters
     steps_taken: Tensor  # int64 [num_workers]; each worker writes its own slot, so no lock
-    start: int  # agent steps taken before this start, above 0 after a resume
+    start: int  # agent steps before this start, above 0 after a resume
     stop: Tensor  # bool [1], set by the main process
 
     def steps(self) -> int:
@@ -634,9 +511,78 @@ class Shared(NamedTuple):
         return self.start + int(self.steps_taken.sum())
 
 
-def learn(
-    segment: Segment, model: nn.Module, shared: Shared, args: argparse.Namespace
-) -> dict[str, Tensor]:
+def select_action(pi: Tensor, generator: torch.Generator) -> int:
+    """Draw an action from π [1, A]."""
+    return int(torch.multinomial(pi, 1, generator=generator))
+
+
+@torch.no_grad()
+def collect_segment(
+    env: gym.Env, model: nn.Module, observation: np.ndarray, num_steps: int, generator
+) -> tuple[Segment, dict | None]:
+    """Act for at most `num_steps` steps, no further than the end of the life or game.
+
+    Returns:
+        The segment, and the finished game's unclipped return "r" and length "l" if it is over.
+    """
+    observations, actions, rewards, mu = [observation], [], [], []
+    terminated, episode = False, None
+    while len(actions) < num_steps and not terminated and episode is None:
+        pi, _ = model(torch.from_numpy(observations[-1])[None])
+        actions.append(select_action(pi, generator))
+        mu.append(pi)
+        observation, reward, terminated, _, info = env.step(actions[-1])
+        observations.append(observation)
+        rewards.append(reward)
+        terminated = terminated or info.get("life_lost", False)
+        episode = info.get("episode")  # there when the game has terminated or was truncated
+    stacks = torch.from_numpy(np.stack(observations)).contiguous(memory_format=torch.channels_last)
+    rewards = torch.tensor(rewards, dtype=torch.float32)
+    return Segment(stacks, torch.tensor(actions), rewards, torch.cat(mu), bool(terminated)), episode
+
+
+@torch.no_grad()
+def copy_weights(target: nn.Module, source: nn.Module) -> None:
+    """Copy all weights, in place."""
+    for to, of in zip(target.parameters(), source.parameters(), strict=True):
+        to.copy_(of)
+
+
+@torch.no_grad()
+def update_average(average_model: nn.Module, shared_model: nn.Module, decay: float) -> None:
+    """Move the average network towards the shared one, in place: θ_a ← α θ_a + (1 − α) θ."""
+    for average, shared in zip(average_model.parameters(), shared_model.parameters(), strict=True):
+        average.lerp_(shared, 1 - decay)
+
+
+def apply_gradients(
+    model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+) -> Tensor:
+    """Step the shared weights along the local gradient, forget it, and return its norm.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; the shared weights are left as they are.
+        RuntimeError: a gradient's strides are not its parameter's. The fused optimizer walks raw
+            memory and would corrupt the weights without a word.
+    """
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    norm = nn.utils.get_total_norm(gradients.values())
+    if not norm.isfinite():
+        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        raise FloatingPointError(f"the gradient is not finite ({', '.join(bad) or 'its norm'})")
+    for (name, gradient), shared in zip(gradients.items(), shared_model.parameters(), strict=True):
+        if gradient.stride() != shared.stride():
+            raise RuntimeError(f"{name}: gradient strides {gradient.stride()}, {shared.stride()}")
+        if norm > max_norm:
+            gradient.mul_(max_norm / norm)
+        shared.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
+    return norm
+
+
+def learn(segment: Segment, model: nn.Module, shared: Shared, args: Namespace) -> dict[str, Tensor]:
     """Update the shared weights and their average from one segment; return the statistics."""
     loss, statistics = acer_loss(model, shared.average_model, segment, args)
     if not loss.isfinite():
@@ -650,63 +596,63 @@ def learn(
     return statistics
 
 
-def worker(
-    rank: int,
-    args: argparse.Namespace,
-    shared: Shared,
-    connection: multiprocessing.connection.Connection,
-) -> None:
+def summarise(updates: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Average the updates' scalars, and pool their states for the critic's explained variance.
+
+    explained_variance = 1 − Var(Q^ret − Q) / Var(Q^ret)
+    """
+    q_ret, q = (torch.cat([update.pop(name) for update in updates]) for name in ("q_ret", "q"))
+    means = {name: float(sum(update[name] for update in updates)) for name in updates[0]}
+    means = {name: total / len(updates) for name, total in means.items()}
+    unexplained = (q_ret - q).var(correction=0) / q_ret.var(correction=0).clamp_min(1e-8)
+    return means | {"explained_variance": float(1 - unexplained), "q": float(q.mean())}
+
+
+def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
     """Act, learn from what was just seen, then from what was seen before (Algorithm 1).
 
     Ends at `total_timesteps`, when told to stop, or when the main process is gone.
     """
     seeds = np.random.SeedSequence([args.seed, rank, shared.start])
-    env_seed, torch_seed = (int(word) for word in seeds.generate_state(2))
+    env_seed, action_seed = (int(word) for word in seeds.generate_state(2))
     rng = np.random.default_rng(seeds)
-    generator = torch.Generator().manual_seed(torch_seed)
+    generator = torch.Generator().manual_seed(action_seed)
     env = make_env(args.env_id, env_seed, reward_clip=args.reward_clip)
     model = copy.deepcopy(shared.model)
-    num_actions = int(env.action_space.n)
-    replay = ReplayBuffer(args.replay_size // args.num_workers, num_actions)
-    statistics, next_report = Statistics(), STATISTICS_EVERY
+    replay = ReplayBuffer(args.replay_size // args.num_workers, int(env.action_space.n))
+    updates, next_report = [], STATISTICS_EVERY
     observation, _ = env.reset()
     new_game = True
 
     while (step := shared.steps()) < args.total_timesteps and not shared.stop and parent_lives():
         if args.anneal_lr:
-            shared.optimizer.param_groups[0]["lr"] = args.learning_rate * (
-                1 - step / args.total_timesteps
-            )
+            remaining = 1 - step / args.total_timesteps
+            shared.optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
         copy_weights(model, shared.model)
         num_steps = min(args.num_steps, args.total_timesteps - step)
         segment, episode = collect_segment(env, model, observation, num_steps, generator)
         shared.steps_taken[rank] += len(segment.rewards)
         replay.add(segment, new_game)
-        statistics.add(learn(segment, model, shared, args))  # on-policy: the weights that acted
+        updates.append(learn(segment, model, shared, args))  # on-policy: the weights that acted
         if shared.steps() - shared.start >= args.replay_start:
             for _ in range(rng.poisson(args.replay_ratio)):  # off-policy: fresh weights
                 copy_weights(model, shared.model)
-                statistics.add(learn(replay.sample(rng), model, shared, args))
+                updates.append(learn(replay.sample(rng), model, shared, args))
 
         new_game = episode is not None
         if new_game:
-            connection.send(("episode", shared.steps(), rank, episode["r"], episode["l"]))
+            report = float(episode["r"]), int(episode["l"])
+            connection.send(("episode", shared.steps(), rank, *report))
             observation, _ = env.reset()
         else:
-            observation = segment.observations[-1].numpy()
+            observation = segment.observations[-1].contiguous().numpy()
         if shared.steps_taken[rank] >= next_report:
             fill = len(replay) / replay.capacity
-            means = statistics.flush() | {"replay_fill": fill}
-            connection.send(("statistics", shared.steps(), rank, means))
-            next_report += STATISTICS_EVERY
+            connection.send(("statistics", shared.steps(), rank, fill, summarise(updates)))
+            updates, next_report = [], next_report + STATISTICS_EVERY
 
 
-def run_worker(
-    rank: int,
-    args: argparse.Namespace,
-    shared: Shared,
-    connection: multiprocessing.connection.Connection,
-) -> None:
+def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
     """Prepare a new process, run `worker` in it, and report the error that ends it."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -718,7 +664,7 @@ def run_worker(
         sys.exit(1)
     except Exception as error:
         text = f"{type(error).__name__} at step {shared.steps():,}: {error}"
-        connection.send(("error", rank, text, traceback.format_exc()))
+        connection.send(("error", text, traceback.format_exc()))
         sys.exit(1)
 
 
@@ -728,9 +674,7 @@ def parent_lives() -> bool:
     return parent is None or parent.is_alive()
 
 
-# ------------------------------------------------------------------------------------------------
-# Shared optimizer
-# ------------------------------------------------------------------------------------------------
+# Shared optimizer =================================================================================
 
 
 class SharedAdam(torch.optim.Adam):
@@ -787,9 +731,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> 
             tensor.copy_(saved[name])
 
 
-# ------------------------------------------------------------------------------------------------
-# Environment and wrappers
-# ------------------------------------------------------------------------------------------------
+# Environment and wrappers =========================================================================
 
 
 class AtariGame(gym.Wrapper):
@@ -896,12 +838,10 @@ def make_env(
     return env
 
 
-# ------------------------------------------------------------------------------------------------
-# Checkpoint, logging, evaluation
-# ------------------------------------------------------------------------------------------------
+# Checkpoint, logging, evaluation ==================================================================
 
 
-def open_env(args: argparse.Namespace, seed: int, render_mode: str | None = None) -> gym.Env:
+def open_env(args: Namespace, seed: int, render_mode: str | None = None) -> gym.Env:
     """Make the environment as the main process needs it; end with one line if that fails."""
     try:
         return make_env(args.env_id, seed, render_mode=render_mode)
@@ -919,59 +859,55 @@ def save_checkpoint(path: Path, contents: dict) -> None:
     os.replace(temporary, path)
 
 
-def load_checkpoint(source: str | Path) -> dict:
+def load_checkpoint(source: str) -> dict:
     """Read a run's checkpoint, given its folder or the file; end with one line if that fails."""
-    path = Path(source)
-    if path.is_dir():
-        path /= "checkpoint.pt"
+    path = Path(source) / "checkpoint.pt" if Path(source).is_dir() else Path(source)
     if not path.is_file():
         fail(f"there is no checkpoint at {path}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         script = contents["script"]
     except Exception as error:  # torch.load raises many kinds
-        reason = str(error).strip().splitlines()
-        fail(f"{path} is damaged or no checkpoint: {reason[0] if reason else type(error).__name__}")
+        fail(f"{path} is damaged, or no checkpoint ({type(error).__name__})")
     if script != SCRIPT:
         fail(f"{path} was written by {script}")
     return contents
 
 
-def load_weights(model: nn.Module, state_dict: dict, source: str | Path) -> None:
+def load_weights(model: nn.Module, state_dict: dict, source: str) -> None:
     """Copy weights into a network; end with one line if they do not fit."""
     try:
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        fail(f"the weights in {source} do not fit this network: {reason[:200]}")
+        fail(f"the weights in {source} do not fit this network: {' '.join(str(error).split())}")
 
 
 class RunLog:
     """TensorBoard events, episodes.csv and the progress line of one run."""
 
-    def __init__(self, run_dir: Path, args: argparse.Namespace, start: int, seconds: float):
-        # Here, because workers import this file too and need none of it.
+    def __init__(self, run_dir: Path, args: Namespace, start: int, seconds: float, memory: int):
+        # Imported here, because workers import this file too: they need none of it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self.args = args
+        self.total_timesteps, self.memory = args.total_timesteps, memory
         self.began = time.monotonic() - seconds  # as if the run had never stopped
-        self.last_time, self.last_step, self.first_step = time.monotonic(), start, start
-        self.first_time = self.last_time
-        self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # returns and lengths of games
-        self.replay_fill = dict.fromkeys(range(args.num_workers), 0.0)
+        self.first = self.last = (time.monotonic(), start)
+        self.replay_fill = [0.0] * args.num_workers
         path = run_dir / "episodes.csv"
-        rows = [["step", "seconds", "worker", "return", "length"]]
+        rows = ["step,seconds,worker,return,length"]
         if path.exists():  # a resumed run: forget what came after the checkpoint
-            with open(path, newline="") as file:
-                rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) <= start]
-        self.recent.extend((float(row[3]), int(row[4])) for row in rows[1:])
+            old = path.read_text().splitlines()[1:]
+            rows += [row for row in old if int(row.split(",")[0]) <= start]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("\n".join(rows) + "\n")
+        os.replace(temporary, path)
         self.episodes = len(rows) - 1
-        self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (closed in close)
-        self.csv = csv.writer(self.file)
-        self.csv.writerows(rows)
+        recent = [row.split(",") for row in rows[1:][-RECENT_GAMES:]]
+        self.recent = deque([(float(row[3]), int(row[4])) for row in recent], RECENT_GAMES)
+        self.csv = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
         self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else None)
-        settings = "\n".join(f"|{name}|{value}|" for name, value in sorted(vars(args).items()))
-        self.writer.add_text("hyperparameters", f"|setting|value|\n|-|-|\n{settings}")
+        settings = "".join(f"\n|{name}|{value}|" for name, value in sorted(vars(args).items()))
+        self.writer.add_text("hyperparameters", f"|setting|value|\n|-|-|{settings}", start)
 
     def seconds(self) -> float:
         """Return the run's wall-clock time, stops left out."""
@@ -981,55 +917,41 @@ class RunLog:
         """Record a finished game."""
         self.episodes += 1
         self.recent.append((episode_return, length))
-        self.csv.writerow([step, f"{self.seconds():.1f}", rank, f"{episode_return:g}", length])
+        self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:g},{length}\n")
         self.writer.add_scalar("charts/episodic_return", episode_return, step)
         self.writer.add_scalar("charts/episodic_length", length, step)
 
-    def statistics(self, step: int, rank: int, means: dict[str, float]) -> None:
+    def statistics(self, step: int, rank: int, fill: float, means: dict[str, float]) -> None:
         """Record the means of a worker's latest updates."""
-        self.replay_fill[rank] = means.pop("replay_fill")
-        self.writer.add_scalar("charts/replay_fill", self.fill(), step)
+        self.replay_fill[rank] = fill
+        self.writer.add_scalar("charts/replay_fill", np.mean(self.replay_fill), step)
         for name, value in means.items():
             self.writer.add_scalar(f"losses/{name}", value, step)
-
-    def fill(self) -> float:
-        """Return the share of the replay that is in use."""
-        return sum(self.replay_fill.values()) / len(self.replay_fill)
 
     def progress(self, step: int) -> None:
         """Print a line, and log the speed since the start."""
         now = time.monotonic()
-        speed = (step - self.last_step) / (now - self.last_time)
-        left = (self.args.total_timesteps - step) / speed if speed > 0 else math.inf
-        self.last_time, self.last_step = now, step
-        since_start = (step - self.first_step) / (now - self.first_time)
+        speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
+        since_start = (step - self.first[1]) / max(now - self.first[0], 1e-6)
+        self.last = now, step
         self.writer.add_scalar("charts/SPS", since_start, step)
-        memory = self.fill() * self.replay_bytes
+        left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-2))
         games = "no game over yet"
         if self.recent:
-            returns, lengths = zip(*self.recent, strict=True)
-            mean_return, mean_length = sum(returns) / len(returns), sum(lengths) / len(lengths)
-            games = (
-                f"return {mean_return:.2f}, length {mean_length:.0f} (last {len(returns)} games)"
-            )
+            mean_return, mean_length = np.mean(self.recent, axis=0)
+            count = len(self.recent)
+            games = f"return {mean_return:.2f}, length {mean_length:.0f} (last {count} games)"
+        fill = np.mean(self.replay_fill)
         print(
-            f"{step:>11,} steps {step / self.args.total_timesteps:6.1%} | {speed:5.0f} steps/s | "
-            f"{duration(left)} left | {games} | replay {self.fill():.1%}, {memory / 1e9:.2f} GB",
+            f"{step:>11,} steps {step / self.total_timesteps:6.1%} | {speed:5.0f} steps/s | "
+            f"{left} left | {games} | replay {fill:.1%}, {fill * self.memory / 1e9:.2f} GB",
             flush=True,
         )
 
     def close(self) -> None:
         """Write out what is still held."""
         self.writer.close()
-        self.file.close()
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as h:mm:ss."""
-    if not math.isfinite(seconds):
-        return "-:--:--"
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        self.csv.close()
 
 
 def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
@@ -1043,48 +965,48 @@ def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
     print(f"wrote {path}")
 
 
-def evaluate(args: argparse.Namespace) -> list[float]:
+@torch.no_grad()
+def evaluate(args: Namespace) -> list[float]:
     """Play whole games with a trained policy, rewards as they are; print and return the returns."""
     checkpoint = load_checkpoint(args.evaluate)
-    seed, torch_seed = np.random.SeedSequence(args.seed).generate_state(2)
+    # The spawn key sets these streams apart from every worker's.
+    seeds = np.random.SeedSequence(args.seed, spawn_key=(0,)).generate_state(2)
+    generator = torch.Generator().manual_seed(int(seeds[1]))
     render_mode = "human" if args.render else "rgb_array" if args.capture_video else None
-    env = open_env(args, int(seed), render_mode)
+    env = open_env(args, int(seeds[0]), render_mode)
     model = ActorCritic(int(env.action_space.n))
     load_weights(model, checkpoint["model"], args.evaluate)
-    generator = torch.Generator().manual_seed(int(torch_seed))
     returns, frames = [], []
     for game in range(1, args.eval_episodes + 1):
         observation, _ = env.reset()
-        for step in itertools.count():
+        episode, step = None, 0
+        while episode is None:
             if args.capture_video and game == 1 and step % GIF_EVERY == 0:
                 frames.append(env.render())
-            with torch.inference_mode():
-                pi, _ = model(torch.from_numpy(observation)[None])
+            pi, _ = model(torch.from_numpy(observation)[None])
             action = int(pi.argmax()) if args.greedy else select_action(pi, generator)
             observation, _, _, _, info = env.step(action)
-            if episode := info.get("episode"):
-                break
+            episode, step = info.get("episode"), step + 1
         returns.append(float(episode["r"]))
         print(f"game {game}: return {episode['r']:g}, length {episode['l']}", flush=True)
     env.close()
-    if args.capture_video:
-        path = Path(args.evaluate)
-        path = path / "video" if path.is_dir() else path.parent / "video" / path.stem
-        write_gif(path / f"seed-{args.seed}.gif", frames[:GIF_FRAMES], milliseconds=GIF_EVERY * 67)
     print(
         f"{len(returns)} games: mean {np.mean(returns):.2f}, sd {np.std(returns):.2f}, "
         f"median {np.median(returns):g}, min {min(returns):g}, max {max(returns):g}"
     )
+    if args.capture_video:
+        source = Path(args.evaluate)
+        path = source / "video" if source.is_dir() else source.parent / "video" / source.stem
+        path = path / f"seed-{args.seed}.gif"
+        write_gif(path, frames[:GIF_FRAMES], GIF_EVERY * STEP_MILLISECONDS)
     return returns
 
 
-# ------------------------------------------------------------------------------------------------
-# Training
-# ------------------------------------------------------------------------------------------------
+# Training =========================================================================================
 
 
-def make_run_dir(args: argparse.Namespace) -> Path:
-    """Create the run's folder and write args.json; a folder that holds a run is refused."""
+def make_run_dir(args: Namespace) -> Path:
+    """Create the run's folder with its args.json; a folder that holds a run is refused."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
     try:
@@ -1092,58 +1014,74 @@ def make_run_dir(args: argparse.Namespace) -> Path:
         with open(run_dir / "args.json", "x") as file:
             json.dump(vars(args), file, indent=2, sort_keys=True)
     except FileExistsError:
-        fail(f"{run_dir} already holds a run: give another --run-dir, or --resume {run_dir}")
+        fail(f"{run_dir} holds a run already: give another --run-dir, or --resume {run_dir}")
     except OSError as error:
         fail(f"cannot write to {run_dir}: {error.strerror}")
     return run_dir
 
 
-def make_shared(args: argparse.Namespace, num_actions: int, checkpoint: dict | None) -> Shared:
+def make_shared(args: Namespace, num_actions: int, checkpoint: dict | None) -> Shared:
     """Make the networks, optimizer and counters in shared memory, as at the checkpoint if any."""
     torch.manual_seed(args.seed)
     model = ActorCritic(num_actions).share_memory()
     average_model = copy.deepcopy(model).requires_grad_(False).share_memory()
-    optimizer = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer](
-        model.parameters(), args.learning_rate
-    )
-    start = 0
+    kind = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer]
+    optimizer = kind(model.parameters(), args.learning_rate)
     if checkpoint:
-        start = checkpoint["steps"]
         load_weights(model, checkpoint["model"], args.resume)
         load_weights(average_model, checkpoint["average_model"], args.resume)
         load_optimizer_state(optimizer, checkpoint["optimizer"])
     steps_taken = torch.zeros(args.num_workers, dtype=torch.int64).share_memory_()
     stop = torch.zeros(1, dtype=torch.bool).share_memory_()
+    start = checkpoint["steps"] if checkpoint else 0
     return Shared(model, average_model, optimizer, steps_taken, start, stop)
 
 
-def start_workers(args: argparse.Namespace, shared: Shared) -> tuple[list, list]:
-    """Start the worker processes; return them and the connections that they report to."""
+def start_workers(args: Namespace, shared: Shared) -> dict[Connection, multiprocessing.Process]:
+    """Start the worker processes; return them by the connection on which each reports."""
     context = multiprocessing.get_context("spawn")
-    processes, connections = [], []
+    workers = {}
     for rank in range(args.num_workers):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=run_worker, args=(rank, args, shared, sender), name=f"worker {rank}", daemon=True
-        )
+        process = context.Process(target=run_worker, args=(rank, args, shared, sender), daemon=True)
+        process.name = f"worker {rank}"
         process.start()
-        sender.close()  # the worker's copy is the only one left: the pipe ends when it dies
-        processes.append(process)
-        connections.append(receiver)
-    return processes, connections
+        sender.close()  # the worker's own is the only one left: the pipe ends when it dies
+        workers[receiver] = process
+    return workers
 
 
-def supervise(
-    processes: list, connections: list, shared: Shared, log: RunLog, save, args
-) -> str | None:
+def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace) -> str | None:
     """Log, print and save until all workers have ended; return what went wrong, if anything."""
-    running = {process.sentinel: process for process in processes}
-    reporting = dict(zip(connections, processes, strict=True))
+    reporting, running = dict(workers), {process.sentinel: process for process in workers.values()}
     failures: dict[str, str] = {}  # worker: what ended it
-    next_line = time.monotonic() + args.log_interval
-    next_save = time.monotonic() + args.checkpoint_interval
-    kill_at = math.inf
+    now = time.monotonic()
+    next_line, next_save, kill_at = (
+        now + args.log_interval,
+        now + args.checkpoint_interval,
+        math.inf,
+    )
     while running or reporting:
+        # A signal sets `stop` without waking this: hence at most a second.
+        ready = wait([*reporting, *running], min(1.0, max(0.0, next_line - now)))
+        for source in ready:
+            if source in running:
+                process = running.pop(source)
+                process.join()
+                if process.exitcode:  # below 0: a signal. What the worker itself says goes first
+                    failures.setdefault(process.name, f"exit code {process.exitcode}")
+                continue
+            try:
+                kind, *report = source.recv()
+            except (EOFError, OSError):  # the worker has ended, perhaps within a message
+                del reporting[source]
+                continue
+            if kind == "error":
+                failures[reporting[source].name], trace = report
+                print(trace, file=sys.stderr)
+            else:
+                getattr(log, kind)(*report)
+
         now = time.monotonic()
         if now >= next_line:
             log.progress(shared.steps())
@@ -1151,45 +1089,17 @@ def supervise(
         if now >= next_save:
             save()
             next_save = now + args.checkpoint_interval
-        if (failures or shared.stop) and kill_at == math.inf:
+        if failures:
             shared.stop.fill_(True)
+        if shared.stop and kill_at == math.inf:
             kill_at = now + SECONDS_TO_STOP
         if now >= kill_at:
             for process in running.values():
                 process.kill()
-        timeout = max(0.0, min(next_line, next_save, kill_at) - now)
-        for ready in wait([*reporting, *running], min(timeout, 1.0)):
-            if ready in running:
-                process = running.pop(ready)
-                process.join()
-                if process.exitcode:
-                    failures.setdefault(process.name, ended_by(process.exitcode))
-                continue
-            try:
-                kind, *report = ready.recv()
-            except (EOFError, OSError):  # ended, perhaps within a message
-                del reporting[ready]
-                continue
-            if kind == "error":
-                text, trace = report
-                failures[reporting[ready].name] = text
-                print(trace, file=sys.stderr)
-            else:
-                getattr(log, kind)(*report)
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 
 
-def ended_by(exitcode: int) -> str:
-    """Say in words how a process ended."""
-    if exitcode >= 0:
-        return f"exit code {exitcode}"
-    try:
-        return f"killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"killed by signal {-exitcode}"
-
-
-def train(args: argparse.Namespace) -> Path:
+def train(args: Namespace) -> Path:
     """Train to `total_timesteps`; return the run's folder.
 
     Raises:
@@ -1206,16 +1116,15 @@ def train(args: argparse.Namespace) -> Path:
         run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
     else:
         run_dir = make_run_dir(args)
-    replay_bytes = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
-    log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0)
-    log.replay_bytes = replay_bytes
+    memory = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
+    log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0, memory)
     print(
         f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
         f"steps {shared.start:,} to {args.total_timesteps:,}\n"
         f"{args.optimizer}, learning rate {args.learning_rate:g}, entropy {args.ent_coef:g}, "
         f"segments of {args.num_steps}, {args.replay_ratio:g} replays each\n"
-        f"replay of {args.replay_size:,} steps, {replay_bytes / 1e9:.2f} GB when full, used from "
-        f"{shared.start + args.replay_start:,} steps on\n"
+        f"replay of {args.replay_size:,} steps, {memory / 1e9:.2f} GB when full, used from step "
+        f"{shared.start + args.replay_start:,} on\n"
         f"writing to {run_dir}",
         flush=True,
     )
@@ -1240,18 +1149,18 @@ def train(args: argparse.Namespace) -> Path:
         shared.stop.fill_(True)
         signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
 
-    processes = []
+    workers = {}
     # Ignored while the workers start, for they inherit that: only this process is to react.
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        processes, connections = start_workers(args, shared)
+        workers = start_workers(args, shared)
         for signum in before:
             signal.signal(signum, request_stop)
-        failure = supervise(processes, connections, shared, log, save, args)
+        failure = supervise(workers, shared, log, save, args)
         save()
         log.progress(shared.steps())
     finally:
-        for process in processes:
+        for process in workers.values():
             process.kill()
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -1270,7 +1179,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train or evaluate, as the command line says."""
     args = parse_args(argv)
     if not args.evaluate:
-        args.evaluate = train(args)
+        args.evaluate = str(train(args))
         if not (args.capture_video or args.render):
             return
     evaluate(args)

@@ -1,0 +1,134 @@
+"""Same name, same text: the scripts repeat code on purpose, and word for word."""
+
+import ast
+import difflib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ["acer_atari.py", "a3c_recurrent_atari.py", "acer_continuous.py", "a3c_continuous.py"]
+
+# What truly differs between scripts, and nothing else: a name that no longer differs must go.
+DIFFERENT: set[str] = set()
+
+
+def definitions(source: str) -> dict[str, str]:
+    """Return the text of every top-level definition, with the comments and decorators above it."""
+    lines, texts, end = source.splitlines(), {}, 0
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        else:
+            names = []
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        while (
+            first - 1 > end and lines[first - 2].startswith("#") and "====" not in lines[first - 2]
+        ):
+            first -= 1
+        end = node.end_lineno
+        for name in names:
+            texts[name] = "\n".join(lines[first - 1 : end])
+    return texts
+
+
+def complaints(sources: dict[str, str], different: set[str]) -> list[str]:
+    """Compare the definitions that several scripts have; say what is wrong with them."""
+    found: dict[str, dict[str, str]] = {}
+    for script, source in sources.items():
+        for name, text in definitions(source).items():
+            found.setdefault(name, {})[script] = text
+    wrong = []
+    for name, texts in found.items():
+        (first, text), *others = texts.items()
+        differing = [(script, other) for script, other in others if other != text]
+        if name in different:
+            if not differing:
+                wrong.append(f"{name} is listed as different and is not: take it off the list")
+            continue
+        for script, other in differing:
+            diff = difflib.unified_diff(
+                text.splitlines(), other.splitlines(), f"{first}: {name}", script, lineterm=""
+            )
+            wrong.append("\n".join(diff))
+    wrong += [f"{name} is listed as different and is nowhere" for name in different - set(found)]
+    return wrong
+
+
+def test_definitions_of_the_same_name_are_the_same_text():
+    sources = {name: (ROOT / name).read_text() for name in SCRIPTS if (ROOT / name).exists()}
+    assert sources
+    wrong = complaints(sources, DIFFERENT)
+    assert not wrong, "\n\n".join(wrong)
+
+
+SAMPLE = '''
+LIMIT = 1  # a constant
+
+# Why this is so.
+@decorator
+def f(x):
+    """Say it."""
+    return x  # here
+
+
+class C:
+    pass
+'''
+
+
+def test_the_checker_accepts_identical_definitions_and_those_of_one_script_alone():
+    assert complaints({"a": SAMPLE, "b": SAMPLE + "\n\ndef g(): pass\n"}, set()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return x  # here", "return x"),
+        ("return x  # here", "return -x  # here"),
+        ("Say it.", "Say something."),
+        ("# Why this is so.", "# Why this is not so."),
+        ("@decorator\n", ""),
+        ("LIMIT = 1", "LIMIT = 2"),
+        ("    pass", "    x = 1"),
+    ],
+)
+def test_the_checker_sees_every_difference_and_shows_it(old, new):
+    changed = SAMPLE.replace(old, new)
+    assert changed != SAMPLE
+    (wrong,) = complaints({"a": SAMPLE, "b": changed}, set())
+    shown = new.strip() or "-@decorator"
+    assert shown in wrong
+
+
+def test_the_checker_leaves_listed_names_alone_while_they_differ():
+    changed = SAMPLE.replace("return x", "return -x")
+    assert complaints({"a": SAMPLE, "b": changed}, {"f"}) == []
+    assert "take it off" in complaints({"a": SAMPLE, "b": SAMPLE}, {"f"})[0]
+    assert "nowhere" in complaints({"a": SAMPLE, "b": SAMPLE}, {"gone"})[0]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if (ROOT / name).exists()])
+def test_a_script_imports_nothing_from_this_repository(script):
+    local = {path.stem for path in ROOT.glob("*.py")} | {"tests", "results"}
+    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+        if isinstance(node, ast.Import):
+            assert not local & {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert node.module.split(".")[0] not in local
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if (ROOT / name).exists()])
+def test_a_script_does_nothing_when_imported(script):
+    """Spawned workers and tests import it. At the top stand definitions, constants, the guard."""
+    for node in ast.parse((ROOT / script).read_text()).body:
+        allowed = (
+            ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.Expr
+        )
+        assert isinstance(node, allowed) or ast.unparse(node.test) == "__name__ == '__main__'"
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), "only the docstring"

@@ -1,0 +1,86 @@
+"""Small environments of the tests' own, used as `--env-id toys:Id`."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class DelayedCue(gym.Env):
+    """Show a cue, ask for an action, and pay for it much later, when the game ends.
+
+    The first screen is white on its left or on its right half. The first action is the decision:
+    0 for left, 1 for right. Then `delay` screens count the time, whatever is done, each with the
+    decision on it; the last step pays +1 if it was right, −1 if it was wrong. With a delay above
+    `num_steps` the reward reaches the decision through the bootstrap value alone.
+
+    Chance: a mean return of 0.
+    """
+
+    observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, delay: int = 6, render_mode: str | None = None):
+        self.delay = delay
+        self.render_mode = render_mode
+
+    def screen(self) -> np.ndarray:
+        screen = np.zeros((84, 84), np.uint8)
+        if self.time == 0:
+            screen[:, :42] = 255 * (self.cue == 0)
+            screen[:, 42:] = 255 * (self.cue == 1)
+        else:
+            top = 42 * (self.right is False)
+            screen[top : top + 42, : 84 * self.time // self.delay] = 255
+        return screen
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cue, self.time, self.right = int(self.np_random.integers(2)), 0, None
+        return self.screen(), {}
+
+    def step(self, action):
+        if self.time == 0:
+            self.right = int(action) == self.cue
+        self.time += 1
+        terminated = self.time > self.delay
+        reward = (1.0 if self.right else -1.0) if terminated else 0.0
+        return self.screen(), reward, terminated, False, {}
+
+    def render(self):
+        return np.repeat(self.screen()[:, :, None], 3, axis=2)
+
+
+class Failing(DelayedCue):
+    """Break after 50 steps."""
+
+    steps = 0
+
+    def step(self, action):
+        Failing.steps += 1
+        if Failing.steps > 50:
+            raise ValueError("the joystick broke")
+        return super().step(action)
+
+
+class NotANumber(DelayedCue):
+    """Pay a reward that is not a number after 50 steps."""
+
+    steps = 0
+
+    def step(self, action):
+        NotANumber.steps += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        if NotANumber.steps > 50:
+            reward = float("nan")
+        return observation, reward, terminated, truncated, info
+
+
+class WrongScreen(DelayedCue):
+    """Give observations of a shape that no script takes."""
+
+    observation_space = gym.spaces.Box(0, 255, (10, 10), np.uint8)
+
+
+gym.register("DelayedCue-v0", DelayedCue)
+gym.register("Failing-v0", Failing)
+gym.register("NotANumber-v0", NotANumber)
+gym.register("WrongScreen-v0", WrongScreen)
