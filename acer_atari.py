@@ -67,6 +67,14 @@ STEP_MILLISECONDS = 1000 * 4 // 60  # an agent step is 4 frames of a game at 60 
 # Settings =========================================================================================
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show the defaults, except those that say nothing."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False)
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -107,7 +115,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=SCRIPT,
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     flag = argparse.BooleanOptionalAction
@@ -169,6 +177,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     if args.resume and args.evaluate:
         parser.error("--resume trains and --evaluate plays: give one of them")
+    if args.render and args.capture_video:
+        parser.error("--render shows the games and --capture-video writes one: give one of them")
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if args.render and sys.platform == "linux" and not display:
+        parser.error("--render opens a window and there is no display: use --capture-video")
     source = args.resume or args.evaluate
     if source:
         saved = load_checkpoint(source)["args"]
@@ -816,18 +829,16 @@ def make_env(
         options |= {"frameskip": 1, "obs_type": "grayscale"}
     env = gym.make(name, **options)
     if not isinstance(env.action_space, gym.spaces.Discrete):
+        kind = type(env.action_space).__name__
         raise ValueError(
-            f"{env_id} has {type(env.action_space).__name__} actions; this script needs discrete "
-            "ones. For Box actions use acer_continuous.py"
+            f"{kind} actions; this script needs discrete ones (acer_continuous.py: Box)"
         )
     if is_atari:
         env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=SCREEN)
     space = env.observation_space
     if space.shape != (SCREEN, SCREEN) or space.dtype != np.uint8:
-        raise ValueError(
-            f"{env_id} gives {space.dtype} observations of shape {space.shape}; this script needs "
-            f"uint8 of shape ({SCREEN}, {SCREEN})"
-        )
+        wanted = f"this script needs uint8 of shape ({SCREEN}, {SCREEN})"
+        raise ValueError(f"{space.dtype} observations of shape {space.shape}; {wanted}")
     env = gym.wrappers.RecordEpisodeStatistics(env)  # whole games, rewards as they are
     if is_atari:
         env = AtariGame(env)
