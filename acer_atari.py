@@ -126,7 +126,12 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--env-id", default="PongNoFrameskip-v4", help="Gymnasium id, or module:Id for your own")
-    add("--seed", type=number(int, 0), default=1, help="seed of weights, games, actions, replay")
+    add(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=1,
+        help="seed of weights, games, actions, replay",
+    )
     add("--total-timesteps", type=count, default=10_000_000, help="agent steps over all workers")
     add("--num-workers", type=count, default=usable_processors(), help="worker processes")
     add("--exp-name", default=Path(SCRIPT).stem, help="name of the experiment, part of the folder")
@@ -823,7 +828,7 @@ def make_env(
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    options = {"render_mode": render_mode, "disable_env_checker": True}
+    options = {"disable_env_checker": True} | ({"render_mode": render_mode} if render_mode else {})
     is_atari = gym.spec(name).entry_point == "ale_py.env:AtariEnv"
     if is_atari:
         options |= {"frameskip": 1, "obs_type": "grayscale"}
@@ -831,7 +836,7 @@ def make_env(
     if not isinstance(env.action_space, gym.spaces.Discrete):
         kind = type(env.action_space).__name__
         raise ValueError(
-            f"{kind} actions; this script needs discrete ones (acer_continuous.py: Box)"
+            f"{kind} actions; this script needs discrete ones (*_continuous.py take Box)"
         )
     if is_atari:
         env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=SCREEN)
@@ -877,7 +882,7 @@ def load_checkpoint(source: str) -> dict:
         fail(f"there is no checkpoint at {path}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-        script = contents["script"]
+        script, _, _ = contents["script"], contents["args"]["env_id"], contents["model"]
     except Exception as error:  # torch.load raises many kinds
         fail(f"{path} is damaged, or no checkpoint ({type(error).__name__})")
     if script != SCRIPT:
@@ -1067,11 +1072,8 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
     reporting, running = dict(workers), {process.sentinel: process for process in workers.values()}
     failures: dict[str, str] = {}  # worker: what ended it
     now = time.monotonic()
-    next_line, next_save, kill_at = (
-        now + args.log_interval,
-        now + args.checkpoint_interval,
-        math.inf,
-    )
+    next_line, next_save = now + args.log_interval, now + args.checkpoint_interval
+    kill_at = math.inf  # for workers that do not stop when told to
     while running or reporting:
         # A signal sets `stop` without waking this: hence at most a second.
         ready = wait([*reporting, *running], min(1.0, max(0.0, next_line - now)))

@@ -74,4 +74,4 @@ def test_every_file_that_it_links_to_is_there():
 def test_every_heading_that_it_links_to_is_there():
     headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
-    assert {target for target in re.findall(r"\]\(#([^)]+)\)", README)} <= anchors
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
