@@ -182,6 +182,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     if args.resume and args.evaluate:
         parser.error("--resume trains and --evaluate plays: give one of them")
+    if args.resume and args.run_dir:
+        parser.error("--resume goes on in the run's own folder: leave --run-dir out")
     if args.render and args.capture_video:
         parser.error("--render shows the games and --capture-video writes one: give one of them")
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -197,8 +199,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
             if getattr(args, name) != saved[name]:
                 flag = "--" + name.replace("_", "-")
                 parser.error(f"{source} was trained with {flag} {saved[name]}: leave {flag} out")
-    if args.resume and args.run_dir:
-        parser.error("--resume goes on in the run's own folder: leave --run-dir out")
     if args.learning_rate is None:
         args.learning_rate = {"adam": 1e-4, "rmsprop": 7e-4}[args.optimizer]
     if args.replay_start > args.replay_size:

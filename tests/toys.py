@@ -1,5 +1,7 @@
 """Small environments of the tests' own, used as `--env-id toys:Id`."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 
@@ -17,6 +19,7 @@ class DelayedCue(gym.Env):
 
     observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
     action_space = gym.spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (as Gymnasium has it)
 
     def __init__(self, delay: int = 6, render_mode: str | None = None):
         self.delay = delay
@@ -80,7 +83,41 @@ class WrongScreen(DelayedCue):
     observation_space = gym.spaces.Box(0, 255, (10, 10), np.uint8)
 
 
+class Counting(DelayedCue):
+    """Pay three times the action taken, and run out of time after ten steps."""
+
+    def step(self, action):
+        self.time += 1
+        return self.screen(), 3.0 * int(action), False, self.time == 10, {}
+
+
+class Endless(DelayedCue):
+    """Never end, and take 20 milliseconds a step: nothing is reported for 20 seconds."""
+
+    def __init__(self, render_mode: str | None = None):
+        super().__init__(1_000_000, render_mode)
+
+    def step(self, action):
+        time.sleep(0.02)
+        return super().step(action)
+
+
+class Stuck(DelayedCue):
+    """Block for ever after 20 steps."""
+
+    steps = 0
+
+    def step(self, action):
+        Stuck.steps += 1
+        while Stuck.steps > 20:
+            time.sleep(1)
+        return super().step(action)
+
+
 gym.register("DelayedCue-v0", DelayedCue)
 gym.register("Failing-v0", Failing)
 gym.register("NotANumber-v0", NotANumber)
 gym.register("WrongScreen-v0", WrongScreen)
+gym.register("Counting-v0", Counting)
+gym.register("Endless-v0", Endless)
+gym.register("Stuck-v0", Stuck)

@@ -1,0 +1,93 @@
+"""The scripts under test, with flags for small runs, and runs as a terminal starts them."""
+
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "acer_atari": "--env-id toys:DelayedCue-v0 --num-steps 5 --replay-size 600 --replay-start 50",
+    "a3c_recurrent_atari": "--env-id toys:DelayedCue-v0 --num-steps 5",
+}
+SCRIPTS = list(TINY)
+
+
+def module(name: str):
+    """Import a script."""
+    return importlib.import_module(name)
+
+
+def tiny(name: str, run_dir: Path, flags: str = "") -> list[str]:
+    """Return the arguments of a small run; later flags win."""
+    return [*TINY[name].split(), "--run-dir", str(run_dir), *flags.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """List the processes that descend from one, as Linux knows them."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
+
+
+def workers_of(pid: int) -> list[int]:
+    """List a run's worker processes."""
+    workers = []
+    for child in descendants(pid):
+        with contextlib.suppress(OSError):
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                workers.append(child)
+    return sorted(workers)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float = 60):
+    """Poll until the condition holds; return what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return result
+
+
+class Run:
+    """A script in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, name: str, argv: list[str], cwd: Path):
+        self.output, self.errors = cwd / "output.txt", cwd / "errors.txt"
+        with open(self.output, "w") as output, open(self.errors, "w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / f"{name}.py"), *argv],
+                stdout=output,
+                stderr=errors,
+                cwd=cwd,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    def wait(self, seconds: float = 90) -> int:
+        """Return the exit code."""
+        return self.process.wait(seconds)
+
+    def kill_group(self) -> None:
+        """End what may still run."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,0 +1,128 @@
+"""What happens to real programs: signals, kills, broken environments, numbers that are none."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from harness import SCRIPTS, Run, alive, module, tiny, wait_for, workers_of
+
+LONG = "--total-timesteps 1000000 --num-workers 2 --log-interval 0.2"
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads Linux's processes")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start scripts, and leave no process behind, whatever happens."""
+    runs, seen = [], []
+
+    def start_one(name: str, flags: str) -> Run:
+        runs.append(Run(name, tiny(name, tmp_path / "run", flags), tmp_path))
+        return runs[-1]
+
+    yield start_one
+    for run in runs:
+        seen += workers_of(run.pid)
+        run.kill_group()
+    assert not any(alive(pid) for pid in seen)
+
+
+def steps_printed(run: Run) -> int:
+    """Return the step of the last progress line."""
+    lines = [line for line in run.output.read_text().splitlines() if " steps/s " in line]
+    return int(lines[-1].split()[0].replace(",", "")) if lines else 0
+
+
+def learning(run: Run) -> list[int]:
+    """Wait until both workers play and learn; return their processes."""
+    wait_for(lambda: steps_printed(run) > 100)
+    return workers_of(run.pid)
+
+
+def steps_kept(tmp_path) -> int:
+    contents = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in contents["model"].values())
+    return contents["steps"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_stops_all_and_keeps_what_was_learned(
+    name, signum, code, start, tmp_path
+):
+    """A terminal's Ctrl-C and a cluster's SIGTERM reach the workers, too."""
+    run = start(name, LONG)
+    workers = learning(run)
+    assert len(workers) == 2
+    os.killpg(run.pid, signum)
+    assert run.wait() == code
+    assert not any(alive(pid) for pid in workers)
+    last = run.output.read_text().splitlines()[-1]
+    assert f"python {name}.py --resume {tmp_path / 'run'}" in last
+    assert run.errors.read_text() == ""
+    assert steps_kept(tmp_path) > 100
+
+
+def test_a_signal_while_the_workers_still_start_is_obeyed(start, tmp_path):
+    run = start("acer_atari", LONG)
+    wait_for(lambda: len(workers_of(run.pid)) == 2)
+    time.sleep(0.3)  # they import now
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() == 130
+    assert run.errors.read_text() == ""
+    assert steps_kept(tmp_path) >= 0
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_killed_worker_ends_the_run_with_its_name_and_a_checkpoint(name, start, tmp_path):
+    run = start(name, LONG)
+    workers = learning(run)
+    os.kill(workers[1], signal.SIGKILL)
+    assert run.wait() == 1
+    assert "worker 1 died: exit code -9" in run.errors.read_text()
+    assert f"--resume {tmp_path / 'run'}" in run.errors.read_text()
+    assert not any(alive(pid) for pid in workers)
+    assert steps_kept(tmp_path) > 100
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_workers_end_when_the_main_process_is_killed_and_the_checkpoint_is_good(
+    name, start, tmp_path
+):
+    """With a checkpoint every tenth of a second the kill often falls into the writing of one."""
+    run = start(name, f"{LONG} --checkpoint-interval 0.1")
+    workers = learning(run)
+    os.kill(run.pid, signal.SIGKILL)
+    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=15)
+    assert steps_kept(tmp_path) > 0
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [("toys:Failing-v0", "ValueError"), ("toys:NotANumber-v0", "FloatingPointError")],
+)
+def test_an_error_in_a_worker_ends_the_run_and_says_what_and_where(
+    name, env_id, words, start, tmp_path
+):
+    run = start(name, f"{LONG} --env-id {env_id}")
+    assert run.wait() == 1
+    errors = run.errors.read_text()
+    message = next(line for line in errors.splitlines() if line.startswith(f"{name}.py: error: "))
+    assert "worker" in message
+    assert f"{words} at step" in message
+    reason = {"ValueError": "the joystick broke", "FloatingPointError": "not finite"}[words]
+    assert reason in message
+    assert steps_kept(tmp_path) > 0  # and all weights are finite
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_more_workers_than_processors_and_a_budget_that_is_kept(name, tmp_path):
+    """Each worker may pass the budget by less than a segment."""
+    args = module(name).parse_args(
+        tiny(name, tmp_path / "run", "--num-workers 5 --total-timesteps 200")
+    )
+    module(name).train(args)
+    assert 200 <= steps_kept(tmp_path) < 200 + 4 * 5

@@ -1,0 +1,274 @@
+"""The recurrent A3C: returns, loss, back-propagation through time, the state's life, and memory."""
+
+import csv
+import importlib
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import a3c_recurrent_atari as script
+from a3c_recurrent_atari import ActorCritic, Segment, a3c_loss, n_step_returns
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 20])
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+def test_n_step_returns_are_the_explicit_discounted_sums(length, gamma):
+    rng = np.random.default_rng(length)
+    rewards, bootstrap_value = rng.normal(size=length), float(rng.normal())
+    wanted = [
+        sum(gamma ** (i - t) * rewards[i] for i in range(t, length))
+        + gamma ** (length - t) * bootstrap_value
+        for t in range(length)
+    ]
+    returns = n_step_returns(torch.from_numpy(rewards), bootstrap_value, gamma)
+    np.testing.assert_allclose(returns.numpy(), wanted, rtol=1e-12, atol=1e-12)
+    assert not returns.requires_grad
+
+
+class Linear(nn.Module):
+    """A stand-in for the network, of float features, in double precision."""
+
+    def __init__(self, num_features: int = 5, num_actions: int = 3):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shape = num_features, num_actions + 1
+        self.weight = nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+
+    def forward(self, observations, state):
+        outputs = observations @ self.weight
+        return outputs[:, :-1].log_softmax(1), outputs[:, -1], state
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+@pytest.mark.parametrize("length", [1, 7, 20])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+def test_the_loss_has_the_gradient_of_the_papers_equations(terminated, length, ent_coef):
+    """Against loops over t with the softmax's derivatives written out."""
+    args = Namespace(gamma=0.9, num_steps=20, vf_coef=0.7, ent_coef=ent_coef)
+    rng, model = np.random.default_rng(length), Linear()
+    x = rng.normal(size=(length + 1, 5))
+    actions, rewards = rng.integers(3, size=length), rng.normal(size=length)
+    segment = Segment(
+        torch.from_numpy(x), torch.from_numpy(actions), torch.from_numpy(rewards), terminated, None
+    )
+    loss, statistics = a3c_loss(model, segment, args)
+    loss.backward()
+
+    weight, wanted = model.weight.detach().numpy(), np.zeros((5, 4))
+    entropies = []
+    for t in range(length):
+        end = 0.0 if terminated else x[-1] @ weight[:, -1]
+        ret = sum(0.9 ** (i - t) * rewards[i] for i in range(t, length)) + 0.9 ** (length - t) * end
+        pi = np.exp(x[t] @ weight[:, :-1])
+        pi /= pi.sum()
+        entropy = -sum(pi * np.log(pi))
+        advantage = ret - x[t] @ weight[:, -1]
+        for a in range(3):
+            score = (actions[t] == a) - pi[a]  # ∂ log π(a_t) / ∂ logit a
+            slope = -pi[a] * (np.log(pi[a]) + entropy)  # ∂ H / ∂ logit a
+            wanted[:, a] += x[t] * (-score * advantage - ent_coef * slope) / 20
+        wanted[:, -1] += x[t] * 0.7 * 2 * -advantage / 20
+        entropies.append(entropy)
+    np.testing.assert_allclose(model.weight.grad.numpy(), wanted, rtol=1e-9, atol=1e-12)
+    assert float(statistics["entropy"]) == pytest.approx(np.mean(entropies))
+
+
+def random_segment(length: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = length + 1, 4, 84, 84
+    observations = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    state = torch.randn(1, 256, generator=generator), torch.randn(1, 256, generator=generator)
+    actions = torch.randint(0, 4, (length,), generator=generator)
+    return Segment(observations, actions, torch.randn(length, generator=generator), False, state)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ActorCritic(4)
+
+
+@pytest.mark.parametrize("length", range(1, 21))
+def test_the_batch_forward_of_a_segment_equals_the_steps_that_acted(model, length):
+    segment = random_segment(length)
+    with torch.no_grad():
+        log_pi, values, (h, c) = model(segment.observations, segment.state)
+        state = segment.state
+        for t, observation in enumerate(segment.observations):
+            step_log_pi, step_value, state = model(observation[None], state)
+            torch.testing.assert_close(step_log_pi[0], log_pi[t], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(step_value[0], values[t], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, (h, c), rtol=1e-4, atol=1e-5)
+    loss, _ = a3c_loss(model, segment, script.parse_args([]))
+    assert loss.isfinite()
+
+
+def test_the_gradient_flows_from_the_last_step_to_the_first_observation(model):
+    segment, features = random_segment(20), []
+
+    def keep(module, inputs):
+        inputs[0].retain_grad()
+        features.append(inputs[0])
+
+    handle = model.lstm.register_forward_pre_hook(keep)
+    log_pi, _, _ = model(segment.observations, segment.state)
+    handle.remove()
+    log_pi[-1, 0].backward()
+    gradient = features[0].grad.abs().sum(1)
+    assert gradient.shape == (21,)
+    assert (gradient > 0).all()
+    model.zero_grad()
+
+
+def test_the_weights_gradient_is_that_of_the_whole_segment(model):
+    """A central difference along one direction sees every path, also those through the state."""
+    double = ActorCritic(4).double()
+    double.load_state_dict(model.state_dict())
+    segment = random_segment(6)
+
+    def last_value(scale: float) -> float:
+        with torch.no_grad():
+            double.lstm.weight_hh_l0.add_(direction, alpha=scale)
+            value = forward()[1][-1]
+            double.lstm.weight_hh_l0.add_(direction, alpha=-scale)
+        return float(value)
+
+    def forward():
+        features = double.body(segment.observations.double() / 255)
+        state = segment.state[0].double(), segment.state[1].double()
+        features, _ = double.lstm(features, state)
+        return double.policy(features), double.value(features)
+
+    direction = torch.randn(1024, 256, generator=torch.Generator().manual_seed(1)).double()
+    forward()[1][-1].backward()
+    slope = float((double.lstm.weight_hh_l0.grad * direction).sum())
+    assert slope == pytest.approx((last_value(1e-5) - last_value(-1e-5)) / 2e-5, rel=1e-5)
+
+
+def test_the_state_before_a_segment_is_a_constant(model):
+    env = script.make_env("memory:Remember-v0", 0)
+    observation, _ = env.reset()
+    generator = torch.Generator().manual_seed(0)
+    net = ActorCritic(2)
+    segment, state, _ = script.collect_segment(
+        env, net, observation, net.initial_state(), 5, generator
+    )
+    following, _, _ = script.collect_segment(
+        env, net, segment.observations[-1].contiguous().numpy(), state, 5, generator
+    )
+    assert not any(tensor.requires_grad for tensor in following.state)
+    torch.testing.assert_close(following.state, state)
+    with torch.no_grad():  # carried over from the steps of the segment before
+        _, _, wanted = net(segment.observations[:-1], segment.state)
+    torch.testing.assert_close(following.state, wanted, rtol=1e-4, atol=1e-5)
+
+
+class Lives(gym.Env):
+    """Games of 11 steps that lose a life at every fourth."""
+
+    observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros((84, 84), np.uint8), {}
+
+    def step(self, action):
+        self.time += 1
+        screen = np.full((84, 84), 20 * self.time, np.uint8)
+        return screen, 1.0, self.time == 11, False, {"life_lost": self.time % 4 == 0}
+
+
+gym.register("Lives-v0", Lives)
+
+
+class Reports:
+    """A connection that forgets what it is told."""
+
+    def send(self, message):
+        pass
+
+
+def test_the_state_is_reset_at_a_new_game_and_only_there_in_training(monkeypatch):
+    args = script.parse_args(["--env-id", "Lives-v0", "--num-workers", "1", "--num-steps", "6"])
+    args.total_timesteps = 60
+    shared = script.make_shared(args, 2, None)
+    collect, seen = script.collect_segment, []
+
+    def record(env, model, observation, state, *rest):
+        segment, after, episode = collect(env, model, observation, state, *rest)
+        first = int(observation[-1].max()) // 20  # the step of the game at which it begins
+        seen.append((first, bool((state[0] == 0).all()), len(segment.rewards), segment.terminated))
+        return segment, after, episode
+
+    monkeypatch.setattr(script, "collect_segment", record)
+    script.worker(0, args, shared, Reports())
+    assert [zero for _, zero, _, _ in seen] == [first == 0 for first, _, _, _ in seen]
+    # A lost life ends a segment, with value 0, and no game.
+    assert [(first, length) for first, _, length, _ in seen[:4]] == [(0, 4), (4, 4), (8, 3), (0, 4)]
+    assert all(terminated for _, _, _, terminated in seen[:4])
+
+
+def test_the_state_is_reset_at_a_new_game_and_only_there_in_evaluation(monkeypatch, tmp_path):
+    args = script.parse_args(["--env-id", "Lives-v0"])
+    torch.manual_seed(0)
+    model = ActorCritic(2)
+    contents = {"script": script.SCRIPT, "args": vars(args), "model": model.state_dict()}
+    torch.save(contents, tmp_path / "checkpoint.pt")
+    forward, states = ActorCritic.forward, []
+
+    def record(self, observations, state):
+        outputs = forward(self, observations, state)
+        states.append((state, outputs[2]))
+        return outputs
+
+    monkeypatch.setattr(ActorCritic, "forward", record)
+    args.evaluate, args.eval_episodes = str(tmp_path), 3
+    script.evaluate(args)
+    assert len(states) == 33
+    for number, (before, _) in enumerate(states):
+        if number % 11 == 0:
+            assert not any(tensor.any() for tensor in before)
+        else:
+            assert before is states[number - 1][1]
+
+
+def last_returns(run_dir: Path, count: int) -> np.ndarray:
+    with open(run_dir / "episodes.csv") as file:
+        return np.array([float(row["return"]) for row in csv.DictReader(file)][-count:])
+
+
+ARGV = "--env-id memory:Remember-v0 --seed 1 --num-workers 2 --learning-rate 1e-3 --log-interval 60"
+
+
+def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_too(tmp_path):
+    """Chance is 0 with a standard error of 0.1 over 100 games."""
+    argv = [*ARGV.split(), "--total-timesteps", "20000", "--run-dir", str(tmp_path / "run")]
+    run_dir = script.train(script.parse_args(argv))
+    assert last_returns(run_dir, 100).mean() > 0.8
+    argv = ["--evaluate", str(run_dir), "--eval-episodes", "20", "--greedy"]
+    assert np.mean(script.evaluate(script.parse_args(argv))) > 0.8
+
+
+def test_without_its_state_it_stays_at_chance(tmp_path, monkeypatch):
+    """The same script, its LSTM started afresh at every step: nothing else tells the cue."""
+    text = (ROOT / "a3c_recurrent_atari.py").read_text()
+    line = "features, state = self.lstm(self.body(x), state)"
+    assert text.count(line) == 1
+    forgetful = text.replace(line, "features = self.lstm(self.body(x)[None])[0][0]")
+    (tmp_path / "forgetful.py").write_text(forgetful)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("forgetful")
+    argv = [*ARGV.split(), "--total-timesteps", "10000", "--run-dir", str(tmp_path / "run")]
+    run_dir = module.train(module.parse_args(argv))
+    assert abs(last_returns(run_dir, 200).mean()) < 0.35  # five standard errors
+    del sys.modules["forgetful"]

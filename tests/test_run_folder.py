@@ -1,0 +1,320 @@
+"""What a run writes, that it repeats, goes on, and is evaluated."""
+
+import csv
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from harness import ROOT, SCRIPTS, TINY, module, tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+LOSSES = {
+    "acer_atari": {"q_loss", "q", "rho", "truncated_weights", "average_policy_kl"}
+    | {"trust_region_active"},
+    "a3c_recurrent_atari": {"value_loss", "value"},
+}
+
+
+def train(name: str, run_dir, flags: str = ""):
+    script = module(name)
+    return script.train(script.parse_args(tiny(name, run_dir, flags)))
+
+
+def resume(name: str, run_dir, flags: str):
+    script = module(name)
+    return script.train(script.parse_args(["--resume", str(run_dir), *flags.split()]))
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def finished(request, tmp_path_factory):
+    """A run of one worker, long enough to report losses once."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train(request.param, run_dir, "--num-workers 1 --total-timesteps 1003 --log-interval 1")
+    return request.param, run_dir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    name, run_dir = finished
+    return name, shutil.copytree(run_dir, tmp_path / "copy")
+
+
+def checkpoint(run_dir) -> dict:
+    return torch.load(run_dir / "checkpoint.pt", weights_only=True)
+
+
+def rows(run_dir) -> list[dict]:
+    with open(run_dir / "episodes.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def scalars(run_dir) -> dict[str, list]:
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+
+
+def test_the_budget_of_one_worker_is_met_exactly(finished):
+    assert checkpoint(finished[1])["steps"] == 1003
+
+
+def test_a_line_is_written_for_every_game(finished):
+    _, run_dir = finished
+    games = rows(run_dir)
+    assert list(games[0]) == ["step", "seconds", "worker", "return", "length"]
+    assert len(games) == 1003 // 7 == checkpoint(run_dir)["episodes"]
+    assert [int(game["step"]) for game in games] == list(range(7, 1003, 7))
+    assert {game["length"] for game in games} == {"7"}
+    assert {game["return"] for game in games} == {"1", "-1"}
+    seconds = [float(game["seconds"]) for game in games]
+    assert seconds == sorted(seconds)
+
+
+def test_tensorboard_reads_the_events_over_agent_steps(finished):
+    name, run_dir = finished
+    found = scalars(run_dir)
+    common = {"policy_loss", "entropy", "grad_norm", "explained_variance"}
+    assert {f"losses/{tag}" for tag in common | LOSSES[name]} <= set(found)
+    assert {"charts/episodic_return", "charts/episodic_length", "charts/SPS"} <= set(found)
+    assert ("charts/replay_fill" in found) == (name == "acer_atari")
+    steps = [event.step for event in found["charts/episodic_return"]]
+    assert steps == [int(game["step"]) for game in rows(run_dir)]
+    assert all(np.isfinite(event.value) for events in found.values() for event in events)
+    assert 0 < found["losses/entropy"][0].value <= np.log(2) + 1e-6
+
+
+def test_the_settings_are_kept_and_the_checkpoint_holds_plain_values(finished):
+    name, run_dir = finished
+    assert json.loads((run_dir / "args.json").read_text())["num_steps"] == 5
+    contents = checkpoint(run_dir)  # weights_only: anything else would have been refused
+    assert contents["script"] == f"{name}.py"
+    assert contents["args"]["total_timesteps"] == 1003
+    assert contents["seconds"] > 0
+    leftovers = [path.name for path in run_dir.iterdir() if path.suffix == ".tmp"]
+    assert leftovers == []
+
+
+def tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in tensors(item)]
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_one_worker_repeats_bit_by_bit_and_another_seed_does_not(name, tmp_path):
+    flags = "--num-workers 1 --total-timesteps 300 --seed"
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        # How often it prints and saves must not matter.
+        often = "--log-interval 0.1 --checkpoint-interval 0.1" if folder == "b" else ""
+        train(name, tmp_path / folder, f"{flags} {seed} {often}")
+    a, b, c = (checkpoint(tmp_path / folder) for folder in "abc")
+    assert len(tensors(a)) > 20
+    assert all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(*map(weights, (a, c)), strict=True))
+    games = [[(g["step"], g["return"]) for g in rows(tmp_path / f)] for f in "abc"]
+    assert games[0] == games[1] != games[2]
+
+
+def weights(contents: dict) -> list[torch.Tensor]:
+    return [tensor for name, tensor in contents["model"].items() if name.endswith("weight")]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_workers_and_seeds_have_streams_of_their_own(name, monkeypatch):
+    """Seed + rank would give worker 1 of seed 1 what worker 0 of seed 2 has."""
+    script = module(name)
+    seeds = []
+
+    def record(env_id, seed, reward_clip):
+        seeds.append(seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(script, "make_env", record)
+    for seed, rank, start in itertools.product((1, 2, 3), (0, 1, 2), (0, 100)):
+        args = script.parse_args(["--seed", str(seed), "--num-workers", "1"])
+        shared = script.make_shared(args, 2, None)._replace(start=start)
+        with pytest.raises(InterruptedError):
+            script.worker(rank, args, shared, None)
+    assert len(set(seeds)) == 18
+
+
+def test_a_run_goes_on_where_it_stopped(copied):
+    name, run_dir = copied
+    before, seen = checkpoint(run_dir), rows(run_dir)
+    late = "1200,99.0,0,5,7\n"  # what a run wrote after its last checkpoint is cut
+    with open(run_dir / "episodes.csv", "a") as file:
+        file.write(late)
+    resume(name, run_dir, "--total-timesteps 2100 --num-workers 2")
+    after, games = checkpoint(run_dir), rows(run_dir)
+    assert 2100 <= after["steps"] <= 2105
+    assert after["seconds"] > before["seconds"]
+    assert after["episodes"] == len(games) > len(seen)
+    assert games[: len(seen)] == seen
+    assert all(int(game["step"]) > 1003 for game in games[len(seen) :])
+    assert all(float(game["seconds"]) >= before["seconds"] for game in games[len(seen) :])
+    assert "5" not in {game["return"] for game in games}
+    assert after["args"]["num_steps"] == 5, "settings are the run's own"
+    assert after["args"]["num_workers"] == 2, "unless a flag changes one"
+    steps = [event.step for event in scalars(run_dir)["charts/episodic_return"]]
+    assert sorted(steps) == sorted(int(game["step"]) for game in games)
+    if "average_model" in before:
+        count = next(iter(after["optimizer"]["state"].values()))["step"]
+        assert count > next(iter(before["optimizer"]["state"].values()))["step"]
+
+
+def test_a_resumed_run_begins_with_the_weights_and_moments_of_its_checkpoint(copied, monkeypatch):
+    name, run_dir = copied
+    script, saved = module(name), checkpoint(run_dir)
+    args = script.parse_args(["--resume", str(run_dir), "--total-timesteps", "2000"])
+    shared = script.make_shared(args, 2, saved)
+    assert shared.steps() == 1003
+    restored = {"model": shared.model.state_dict(), "optimizer": shared.optimizer.state_dict()}
+    if name == "acer_atari":
+        restored["average_model"] = shared.average_model.state_dict()
+    for key, value in restored.items():
+        pairs = zip(tensors(value), tensors(saved[key]), strict=True)
+        assert all(torch.equal(x, y) for x, y in pairs)
+        assert all(tensor.is_shared() for tensor in tensors(value))
+
+
+def test_tensorboard_drops_what_came_after_the_checkpoint(copied):
+    """The events of a run that was killed reach further than its checkpoint."""
+    name, run_dir = copied
+    contents = checkpoint(run_dir)
+    contents["steps"] = 700
+    torch.save(contents, run_dir / "checkpoint.pt")
+    resume(name, run_dir, "--total-timesteps 1003")
+    steps = [event.step for event in scalars(run_dir)["charts/episodic_return"]]
+    assert steps == [int(game["step"]) for game in rows(run_dir)]
+    assert len(steps) == len(set(steps))
+    assert max(step for step in steps if step <= 700) == 700
+
+
+def test_a_finished_run_says_how_to_go_further(copied):
+    name, run_dir = copied
+    with pytest.raises(SystemExit, match="larger --total-timesteps"):
+        resume(name, run_dir, "")
+
+
+def updates_of(script, args, shared, monkeypatch) -> list[int]:
+    """Run a worker here; return the steps taken so far at each of its updates."""
+    learned, learn = [], script.learn
+
+    def record(*arguments):
+        learned.append(int(shared.steps_taken.sum()))
+        return learn(*arguments)
+
+    monkeypatch.setattr(script, "learn", record)
+    script.worker(0, args, shared, Silent())
+    return learned
+
+
+class Silent:
+    def send(self, message):
+        pass
+
+
+def test_a_segment_is_learned_from_once_and_replays_follow_a_poisson_law(monkeypatch):
+    """400 segments with 1.5 replays each: the mean's standard error is 0.061."""
+    script = module("acer_atari")
+    flags = f"{TINY['acer_atari']} --num-workers 1 --replay-ratio 1.5 --total-timesteps 1450"
+    args = script.parse_args(flags.split())
+    learned = updates_of(script, args, script.make_shared(args, 2, None), monkeypatch)
+    ends = sorted(set(learned))
+    counts = [learned.count(end) for end in ends]
+    replays = [count - 1 for end, count in zip(ends, counts, strict=True) if end >= 50]
+    assert all(count == 1 for end, count in zip(ends, counts, strict=True) if end < 50)
+    assert len(replays) > 380
+    assert np.mean(replays) == pytest.approx(1.5, abs=4 * 0.061)
+    assert np.var(replays) == pytest.approx(1.5, abs=0.6)
+
+
+def test_a_resumed_run_fills_its_replay_before_it_learns_from_it(monkeypatch):
+    script = module("acer_atari")
+    flags = f"{TINY['acer_atari']} --num-workers 1 --total-timesteps 1150 --replay-start 80"
+    args = script.parse_args(flags.split())
+    shared = script.make_shared(args, 2, None)._replace(start=1000)
+    learned = updates_of(script, args, shared, monkeypatch)
+    assert all(learned.count(end) == 1 for end in set(learned) if end < 80)
+    assert len(learned) > len(set(learned))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_learning_rate_falls_linearly_to_zero_if_asked(name, monkeypatch):
+    script, rates = module(name), []
+    flags = f"{TINY[name]} --num-workers 1 --total-timesteps 100 --anneal-lr --learning-rate 1e-3"
+    args = script.parse_args(flags.split())
+    shared = script.make_shared(args, 2, None)
+    collect_segment = script.collect_segment
+
+    def record(*arguments):
+        rates.append((shared.steps(), shared.optimizer.param_groups[0]["lr"]))
+        return collect_segment(*arguments)
+
+    monkeypatch.setattr(script, "collect_segment", record)
+    script.worker(0, args, shared, Silent())
+    assert len(rates) > 20
+    assert all(rate == pytest.approx(1e-3 * (1 - step / 100)) for step, rate in rates)
+
+
+def test_evaluation_prints_every_game_and_a_summary(finished, capsys):
+    name, run_dir = finished
+    script = module(name)
+    for source in (run_dir, run_dir / "checkpoint.pt"):
+        script.main(["--evaluate", str(source), "--eval-episodes", "9"])
+        lines = capsys.readouterr().out.splitlines()
+        games = [float(re.search(r"return (\S+),", line)[1]) for line in lines[:-1]]
+        assert len(games) == 9
+        numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*", lines[-1])]
+        wanted = [9, np.mean(games), np.std(games), np.median(games), min(games), max(games)]
+        np.testing.assert_allclose(numbers, wanted, atol=0.01)
+
+
+def test_greedy_evaluation_repeats_and_takes_the_most_probable_action(finished):
+    name, run_dir = finished
+    script = module(name)
+    argv = ["--evaluate", str(run_dir), "--eval-episodes", "20", "--greedy"]
+    returns = [script.evaluate(script.parse_args(argv)) for _ in range(2)]
+    assert returns[0] == returns[1]
+
+
+def test_a_video_of_the_first_game_is_an_animated_gif(finished, tmp_path):
+    """Weights, settings and the script's name are all that evaluation needs."""
+    name, run_dir = finished
+    contents = {key: checkpoint(run_dir)[key] for key in ("script", "args", "model")}
+    torch.save(contents, tmp_path / "weights.pt")
+    argv = ["--evaluate", str(tmp_path / "weights.pt"), "--eval-episodes", "2", "--capture-video"]
+    module(name).main(argv)
+    (path,) = tmp_path.rglob("*.gif")
+    read, animation = cv2.imreadanimation(str(path))
+    assert read
+    assert len(animation.frames) == 4  # of the 7 steps, every second
+    assert animation.frames[0].shape[:2] == (84, 84)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_copied_alone_into_an_empty_folder_trains_resumes_and_evaluates(name, tmp_path):
+    shutil.copy(ROOT / f"{name}.py", tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # for the toy environment alone
+
+    def call(flags: str) -> str:
+        command = [sys.executable, f"{name}.py", *flags.split()]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call(f"{TINY[name]} --num-workers 2 --total-timesteps 100")
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(rf"toys-DelayedCue-v0__{name}__1__\d{{8}}-\d{{6}}", run_dir.name)
+    assert "finished" in call(f"--resume {run_dir} --total-timesteps 150")
+    assert "3 games: mean" in call(f"--evaluate {run_dir} --eval-episodes 3")
