@@ -10,7 +10,13 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ["acer_atari.py", "a3c_recurrent_atari.py", "acer_continuous.py", "a3c_continuous.py"]
 
 # What truly differs between scripts, and nothing else: a name that no longer differs must go.
-DIFFERENT: set[str] = set()
+DIFFERENT = {
+    # settings, network, segment, worker
+    *("build_parser", "parse_args", "ActorCritic", "Segment", "Shared", "collect_segment", "learn"),
+    *("summarise", "worker"),
+    # the replay's memory and fill; the recurrent state in evaluation; which networks there are
+    *("RunLog", "evaluate", "make_shared", "train"),
+}
 
 
 def definitions(source: str) -> dict[str, str]:
