@@ -712,7 +712,7 @@ class RunLog:
 
         self.total_timesteps = args.total_timesteps
         self.began = time.monotonic() - seconds  # as if the run had never stopped
-        self.first = self.last = (time.monotonic(), start)
+        self.last = time.monotonic(), start
         path = run_dir / "episodes.csv"
         rows = ["step,seconds,worker,return,length"]
         if path.exists():  # a resumed run: forget what came after the checkpoint
@@ -747,12 +747,11 @@ class RunLog:
             self.writer.add_scalar(f"losses/{name}", value, step)
 
     def progress(self, step: int) -> None:
-        """Print a line, and log the speed since the start."""
+        """Print a line, and log the speed since the one before."""
         now = time.monotonic()
         speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
-        since_start = (step - self.first[1]) / max(now - self.first[0], 1e-6)
         self.last = now, step
-        self.writer.add_scalar("charts/SPS", since_start, step)
+        self.writer.add_scalar("charts/SPS", speed, step)
         left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-2))
         games = "no game over yet"
         if self.recent:
@@ -824,7 +823,9 @@ def evaluate(args: Namespace) -> list[float]:
 
 
 def make_run_dir(args: Namespace) -> Path:
-    """Create the run's folder with its args.json; a folder that holds a run is refused."""
+    """Return a resumed run's folder, or make a new one; one that holds a run is refused."""
+    if args.resume:
+        return Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
     try:
@@ -925,10 +926,7 @@ def train(args: Namespace) -> Path:
     if checkpoint and checkpoint["steps"] >= args.total_timesteps:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
     shared = make_shared(args, num_actions, checkpoint)
-    if checkpoint:
-        run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
-    else:
-        run_dir = make_run_dir(args)
+    run_dir = make_run_dir(args)
     log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0)
     print(
         f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "

@@ -362,26 +362,17 @@ def acer_loss(
     with torch.no_grad():
         average_pi, _ = average_model(segment.observations[:-1])
         values = (pi * q).sum(1)
-        bootstrap_value = 0.0 if segment.terminated else values[-1]
-        values = values[:-1]
-    pi, q = pi[:-1], q[:-1]  # [T, A]
-    q_taken = q.gather(1, segment.actions[:, None]).squeeze(1)
+    bootstrap_value = 0.0 if segment.terminated else values[-1]
+    pi, q, values = pi[:-1], q[:-1], values[:-1]  # [T, A], [T, A], [T]
+    mu, actions = segment.mu, segment.actions
+    q_taken = q.gather(1, actions[:, None]).squeeze(1)
 
     with torch.no_grad():
-        mu_taken = segment.mu.gather(1, segment.actions[:, None]).squeeze(1)
-        rho = pi.gather(1, segment.actions[:, None]).squeeze(1) / mu_taken
+        rho = (pi / mu).gather(1, actions[:, None]).squeeze(1)
         rho_bar = rho.clamp_max(1)
         q_ret = retrace(segment.rewards, q_taken, values, rho_bar, bootstrap_value, args.gamma)
         g = categorical_policy_gradient(
-            pi,
-            segment.mu,
-            segment.actions,
-            q,
-            values,
-            q_ret,
-            args.rho_clip,
-            args.ent_coef,
-            args.bias_correction,
+            pi, mu, actions, q, values, q_ret, args.rho_clip, args.ent_coef, args.bias_correction
         )
         guarded_pi = pi.clamp_min(MIN_PROBABILITY)
         k = -average_pi / guarded_pi  # ∇_π KL[π_a ‖ π]
@@ -907,7 +898,7 @@ class RunLog:
 
         self.total_timesteps, self.memory = args.total_timesteps, memory
         self.began = time.monotonic() - seconds  # as if the run had never stopped
-        self.first = self.last = (time.monotonic(), start)
+        self.last = time.monotonic(), start
         self.replay_fill = [0.0] * args.num_workers
         path = run_dir / "episodes.csv"
         rows = ["step,seconds,worker,return,length"]
@@ -945,12 +936,11 @@ class RunLog:
             self.writer.add_scalar(f"losses/{name}", value, step)
 
     def progress(self, step: int) -> None:
-        """Print a line, and log the speed since the start."""
+        """Print a line, and log the speed since the one before."""
         now = time.monotonic()
         speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
-        since_start = (step - self.first[1]) / max(now - self.first[0], 1e-6)
         self.last = now, step
-        self.writer.add_scalar("charts/SPS", since_start, step)
+        self.writer.add_scalar("charts/SPS", speed, step)
         left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-2))
         games = "no game over yet"
         if self.recent:
@@ -1022,7 +1012,9 @@ def evaluate(args: Namespace) -> list[float]:
 
 
 def make_run_dir(args: Namespace) -> Path:
-    """Create the run's folder with its args.json; a folder that holds a run is refused."""
+    """Return a resumed run's folder, or make a new one; one that holds a run is refused."""
+    if args.resume:
+        return Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
     try:
@@ -1125,10 +1117,7 @@ def train(args: Namespace) -> Path:
     if checkpoint and checkpoint["steps"] >= args.total_timesteps:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
     shared = make_shared(args, num_actions, checkpoint)
-    if checkpoint:
-        run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
-    else:
-        run_dir = make_run_dir(args)
+    run_dir = make_run_dir(args)
     memory = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
     log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0, memory)
     print(
