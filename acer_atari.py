@@ -950,7 +950,7 @@ class RunLog:
         fill = np.mean(self.replay_fill)
         print(
             f"{step:>11,} steps {step / self.total_timesteps:6.1%} | {speed:5.0f} steps/s | "
-            f"{left} left | {games} | replay {fill:.1%}, {fill * self.memory / 1e9:.2f} GB",
+            f"{left} left | {games} | replay {fill:.1%}, {fill * self.memory / 1e6:,.0f} MB",
             flush=True,
         )
 

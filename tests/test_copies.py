@@ -14,6 +14,8 @@ DIFFERENT = {
     # settings, network, segment, worker
     *("build_parser", "parse_args", "ActorCritic", "Segment", "Shared", "collect_segment", "learn"),
     *("summarise", "worker"),
+    # loss, replay and environment of discrete and of continuous actions
+    *("acer_loss", "a3c_loss", "ReplayBuffer", "make_env"),
     # the replay's memory and fill; the recurrent state in evaluation; which networks there are
     *("RunLog", "evaluate", "make_shared", "train"),
 }

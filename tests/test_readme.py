@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPTS = [path.stem for path in sorted(ROOT.glob("ac*.py"))]
+SCRIPTS = [path.stem for path in sorted(ROOT.glob("a*.py"))]
 BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line for line in LINES if re.match(r"python a\w+\.py", line)]

@@ -1,0 +1,989 @@
+# SPDX-License-Identifier: MIT
+"""A3C on continuous control: a Gaussian policy, in one file.
+
+V. Mnih, A. Puigdomènech Badia, M. Mirza, A. Graves, T. Lillicrap, T. Harley, D. Silver,
+K. Kavukcuoglu (2016): "Asynchronous Methods for Deep Reinforcement Learning",
+https://arxiv.org/abs/1602.01783, Algorithm S3 and section 9 of the supplement.
+
+    python a3c_continuous.py --env-id InvertedPendulum-v5                 # train
+    python a3c_continuous.py --resume runs/NAME                           # go on after a stop
+    python a3c_continuous.py --evaluate runs/NAME --greedy                # play, mean actions
+
+Every worker process owns an environment and a copy of the networks. It acts for at most
+`num_steps` steps, learns once from that segment, and steps the one shared set of weights without a
+lock (Hogwild).
+
+A run writes into its own folder: TensorBoard events, episodes.csv (a line an episode),
+checkpoint.pt, args.json and video/.
+
+Differences from the paper
+ 1. Adam is the default optimizer; `--optimizer rmsprop` is the paper's shared RMSProp.
+ 2. Two hidden layers of 128 tanh units each for policy and value; the paper has one of 200 ReLU
+    units, and an LSTM.
+ 3. Observations are normalised by the running mean and variance of all workers' observations.
+ 4. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
+    same.
+"""
+
+import argparse
+import copy
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from argparse import Namespace
+from collections import deque
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SCRIPT = Path(__file__).name
+MIN_VARIANCE = 1e-4  # of the policy: densities stay finite
+HIDDEN = 128  # units in each of a network's two hidden layers
+STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
+RECENT_GAMES = 100  # in the progress line's means
+SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
+GIF_SECONDS, GIF_SIZE = 10, 200  # of the first episode, and pixels: under 3 MB
+GIF_RATE = 20  # pictures a second, at most
+
+# Settings =========================================================================================
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show the defaults, except those that say nothing."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False)
+        return action.help if silent else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str):
+        """Print the message and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(kind: type, low: float, high: float = math.inf, *, above: bool = False):
+    """Make an argparse type: a finite `kind` from `low` (or just above it) up to `high`."""
+    wanted = f"{'above' if above else 'from'} {low:,}" + (
+        f" to {high:,}" if high < math.inf else ""
+    )
+    wanted = f"{'a whole number' if kind is int else 'a number'} {wanted}"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text} will not do: give {wanted}")
+        return value
+
+    return parse
+
+
+def usable_processors() -> int:
+    """Count the processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows cannot tell
+        return os.cpu_count() or 1
+
+
+def build_parser() -> Parser:
+    """Declare the command line; symbols in brackets are the papers'."""
+    parser = Parser(
+        prog=SCRIPT,
+        description=__doc__.splitlines()[0],
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = argparse.BooleanOptionalAction
+    share = number(float, 0, 1)
+    positive = number(float, 0, above=True)
+    count = number(int, 1)
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--env-id", default="Pendulum-v1", help="Gymnasium id, or module:Id for your own")
+    add(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=1,
+        help="seed of weights, games, actions, replay",
+    )
+    add("--total-timesteps", type=count, default=1_000_000, help="agent steps over all workers")
+    add("--num-workers", type=count, default=usable_processors(), help="worker processes")
+    add("--exp-name", default=Path(SCRIPT).stem, help="name of the experiment, part of the folder")
+    add("--run-dir", help="folder of this run; runs/{env}__{exp}__{seed}__{time} if not given")
+    add("--log-interval", type=positive, default=10, help="seconds between progress lines")
+    add("--checkpoint-interval", type=positive, default=300, help="seconds between checkpoints")
+    add("--resume", metavar="RUN", help="go on with a stopped run (its folder or checkpoint)")
+
+    group = parser.add_argument_group("evaluation")
+    add = group.add_argument
+    add("--evaluate", metavar="RUN", help="play with the policy of a run (folder or checkpoint)")
+    add("--eval-episodes", type=count, default=10, help="games to play")
+    add("--greedy", action="store_true", help="the mean action instead of a sampled one")
+    add("--capture-video", action="store_true", help="write the first game as an animated GIF")
+    add("--render", action="store_true", help="show the games in a window")
+
+    group = parser.add_argument_group("optimizer")
+    add = group.add_argument
+    add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
+    add("--learning-rate", type=positive, help="step size; 3e-4 for adam, 7e-4 for rmsprop")
+    add("--anneal-lr", action=flag, default=False, help="lower it linearly to 0 over the run")
+    add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
+
+    group = parser.add_argument_group("actor-critic")
+    add = group.add_argument
+    add("--gamma", type=share, default=0.99, help="discount per agent step [γ]")
+    add("--num-steps", type=count, default=50, help="agent steps in a segment, at most [k]")
+    add("--ent-coef", type=number(float, 0), default=1e-4, help="entropy bonus [β]")
+    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of (R - V)²")
+    add("--normalize-obs", action=flag, default=True, help="running mean 0, variance 1")
+    add("--reward-scale", type=positive, default=0.1, help="factor on rewards, for learning only")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """Read and check the command line; `--resume` and `--evaluate` take a run's own settings."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.resume and args.evaluate:
+        parser.error("--resume trains and --evaluate plays: give one of them")
+    if args.resume and args.run_dir:
+        parser.error("--resume goes on in the run's own folder: leave --run-dir out")
+    if args.render and args.capture_video:
+        parser.error("--render shows the games and --capture-video writes one: give one of them")
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if args.render and sys.platform == "linux" and not display:
+        parser.error("--render opens a window and there is no display: use --capture-video")
+    source = args.resume or args.evaluate
+    if source:
+        saved = load_checkpoint(source)["args"]
+        inherited = set(saved) & set(vars(args)) - {"resume", "run_dir", "capture_video", "render"}
+        parser.set_defaults(**{name: saved[name] for name in inherited})
+        args = parser.parse_args(argv)
+        for name in ("env_id", "optimizer") if args.resume else ("env_id",):
+            if getattr(args, name) != saved[name]:
+                flag = "--" + name.replace("_", "-")
+                parser.error(f"{source} was trained with {flag} {saved[name]}: leave {flag} out")
+    if args.learning_rate is None:
+        args.learning_rate = {"adam": 3e-4, "rmsprop": 7e-4}[args.optimizer]
+    return args
+
+
+def fail(message: str):
+    """End with one line on standard error and exit code 1."""
+    sys.exit(f"{SCRIPT}: error: {message}")
+
+
+# Algorithm ========================================================================================
+
+
+def n_step_returns(rewards: Tensor, bootstrap_value: Tensor | float, gamma: float) -> Tensor:
+    """Sum the discounted rewards of a segment from each of its steps on.
+
+        R_t = r_t + γ R_{t+1},   R_T = bootstrap_value
+
+    Source: Mnih et al. (2016), Algorithm S3, https://arxiv.org/abs/1602.01783.
+
+    Args:
+        rewards: [T], r_t, received after a_t.
+        bootstrap_value: V of the observation after the last step; 0 if that step terminated.
+        gamma: discount per step, in [0, 1].
+
+    Returns:
+        [T], R. No gradient attached.
+    """
+    returns, following = [], float(bootstrap_value)
+    for reward in reversed(rewards.tolist()):
+        following = reward + gamma * following
+        returns.append(following)
+    return torch.tensor(returns[::-1], dtype=rewards.dtype)
+
+
+def gaussian_log_density(actions: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
+    """Compute the joint log-density of actions under a diagonal Gaussian.
+
+        log π(a) = Σ_i [−½ ((a_i − φ_i) / σ_i)² − log σ_i − ½ log 2π]
+
+    Args:
+        actions: [..., d], as sampled, before the environment clips them.
+        mean: [..., d], φ.
+        std: [..., d] or a number, σ > 0.
+
+    Returns:
+        [...], log π(a), with the gradients of its arguments.
+    """
+    std = torch.as_tensor(std)
+    return (-0.5 * ((actions - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(
+        -1
+    )
+
+
+class Segment(NamedTuple):
+    """T steps of experience within one episode, and the observation after the last of them."""
+
+    observations: Tensor  # float32 [T + 1, D]
+    actions: Tensor  # float32 [T, d], as sampled; the environment clips them to [−1, 1]
+    rewards: Tensor  # float32 [T], scaled
+    terminated: bool  # whether the last step ended the episode: its bootstrap value is 0
+
+
+def a3c_loss(
+    model: nn.Module, segment: Segment, args: Namespace
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute A3C's loss on one segment.
+
+        loss = (1 / num_steps) Σ_t [−log π(a_t|x_t) (R_t − V_t)  −  β H(π(·|x_t))
+                                    +  vf_coef · (R_t − V_t)²]
+        H = Σ_i ½ (log 2πσ_i² + 1)
+
+    No gradient flows through R, nor through V in the first term.
+
+    Source: Mnih et al. (2016), section 4 and supplement, section 9,
+    https://arxiv.org/abs/1602.01783.
+
+    Args:
+        model: the networks to be differentiated, θ': policy [N, D] → mean and std [N, d], value
+            [N, D] → [N].
+        segment: T steps, 1 ≤ T ≤ num_steps, its observations normalised.
+        args: gamma, num_steps, vf_coef, ent_coef.
+
+    Returns:
+        The loss, with its gradient, and what is worth logging: scalars, and R and V [T].
+    """
+    mean, std = model.policy(segment.observations[:-1])
+    values = model.value(segment.observations)
+    bootstrap_value = 0.0 if segment.terminated else values[-1].detach()
+    values = values[:-1]
+    returns = n_step_returns(segment.rewards, bootstrap_value, args.gamma)
+    advantages = returns - values
+
+    log_pi = gaussian_log_density(segment.actions, mean, std)
+    policy_loss = -(log_pi * advantages.detach()).sum() / args.num_steps
+    entropy = (std.log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(1)
+    value_loss = advantages.square().sum() / args.num_steps
+    statistics = {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "entropy": entropy.detach().mean(),
+        "policy_std": std.detach().mean(),
+        "returns": returns,
+        "values": values.detach(),
+    }
+    entropy_bonus = args.ent_coef * entropy.sum() / args.num_steps
+    return policy_loss - entropy_bonus + args.vf_coef * value_loss, statistics
+
+
+# Network ==========================================================================================
+
+
+def initialise(layer: nn.Module, gain: float) -> nn.Module:
+    """Draw orthogonal weights of the given gain; set the biases to 0."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+    """Make a network of two hidden layers; `gain` is the last layer's."""
+    return nn.Sequential(
+        initialise(nn.Linear(inputs, HIDDEN), 1.0),
+        nn.Tanh(),
+        initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
+        nn.Tanh(),
+        initialise(nn.Linear(HIDDEN, outputs), gain),
+    )
+
+
+class ActorCritic(nn.Module):
+    """The Gaussian policy's mean and standard deviation, and the value V(x), on two networks."""
+
+    def __init__(self, obs_size: int, action_size: int):
+        super().__init__()
+        self.policy_net = mlp(obs_size, 2 * action_size, 0.01)  # starts with mean 0, σ² = log 2
+        self.value_net = mlp(obs_size, 1, 1.0)
+
+    def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [..., D] to the mean and σ, both [..., d]; σ² is a softplus."""
+        mean, x = self.policy_net(observations).chunk(2, -1)
+        return mean, (nn.functional.softplus(x) + MIN_VARIANCE).sqrt()
+
+    def value(self, observations: Tensor) -> Tensor:
+        """Map [N, D] to V [N]."""
+        return self.value_net(observations).squeeze(-1)
+
+
+class Normalizer(NamedTuple):
+    """The map from raw to normalised observations: (x − mean) / std, within ±limit."""
+
+    mean: Tensor  # [D]
+    std: Tensor  # [D]
+    limit: float
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Normalise [..., D]."""
+        return ((observations - self.mean) / self.std).clamp(-self.limit, self.limit)
+
+
+class ObservationStatistics:
+    """Mean and variance of all observations of all workers, since the run's beginning.
+
+    Every worker adds to a row of its own, so that no lock is needed; the last row holds what a
+    resumed run saw before.
+    """
+
+    def __init__(self, num_workers: int, obs_size: int, enabled: bool):
+        self.enabled = enabled
+        # n, Σx, Σx²; in float64, since they grow for ever.
+        self.sums = torch.zeros(num_workers + 1, 1 + 2 * obs_size, dtype=torch.float64)
+        self.sums.share_memory_()
+
+    def add(self, rank: int, observations: Tensor) -> None:
+        """Count raw observations, [N, D]."""
+        x = observations.double()
+        count = torch.tensor([float(len(x))], dtype=torch.float64)
+        self.sums[rank] += torch.cat([count, x.sum(0), x.square().sum(0)])
+
+    def normalizer(self) -> Normalizer:
+        """Return the map that fits what has been seen; without statistics, the identity."""
+        count, *moments = self.sums.sum(0).split([1, *[self.sums.shape[1] // 2] * 2])
+        if not self.enabled or not count:
+            return Normalizer(torch.zeros(len(moments[0])), torch.ones(len(moments[0])), math.inf)
+        mean, mean_square = (moment / count for moment in moments)
+        std = (mean_square - mean.square()).clamp_min(0).add(1e-8).sqrt()
+        return Normalizer(mean.float(), std.float(), 10.0)
+
+
+# Worker ===========================================================================================
+
+
+class Shared(NamedTuple):
+    """What all processes share; every tensor lies in shared memory."""
+
+    model: nn.Module  # θ
+    optimizer: torch.optim.Optimizer  # of the model's parameters
+    observed: ObservationStatistics
+    steps_taken: Tensor  # int64 [num_workers]; each worker writes its own slot, so no lock
+    start: int  # agent steps before this start, above 0 after a resume
+    stop: Tensor  # bool [1], set by the main process
+
+    def steps(self) -> int:
+        """Count the agent steps of the whole run."""
+        return self.start + int(self.steps_taken.sum())
+
+
+@torch.no_grad()
+def collect_segment(
+    env: gym.Env,
+    model: nn.Module,
+    normalizer: Normalizer,
+    observation: np.ndarray,
+    num_steps: int,
+    generator: torch.Generator,
+) -> tuple[Segment, dict | None]:
+    """Act for at most `num_steps` steps, no further than the end of the episode.
+
+    Returns:
+        The segment, and the finished episode's unscaled return "r" and length "l" if it is over.
+    """
+    observations, actions, rewards = [torch.from_numpy(observation)], [], []
+    noise = torch.randn(num_steps, *env.action_space.shape, generator=generator)
+    terminated, episode = False, None
+    while len(actions) < num_steps and episode is None:
+        mean, std = model.policy(normalizer(observations[-1]))
+        actions.append(mean + std * noise[len(actions)])
+        observation, reward, terminated, _, info = env.step(actions[-1].numpy())
+        observations.append(torch.from_numpy(observation))
+        rewards.append(reward)
+        episode = info.get("episode")  # there when the episode has terminated or was truncated
+    rewards = torch.tensor(rewards, dtype=torch.float32)
+    segment = Segment(torch.stack(observations), torch.stack(actions), rewards, bool(terminated))
+    return segment, episode
+
+
+@torch.no_grad()
+def copy_weights(target: nn.Module, source: nn.Module) -> None:
+    """Copy all weights, in place."""
+    for to, of in zip(target.parameters(), source.parameters(), strict=True):
+        to.copy_(of)
+
+
+def apply_gradients(
+    model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+) -> Tensor:
+    """Step the shared weights along the local gradient, forget it, and return its norm.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; the shared weights are left as they are.
+        RuntimeError: a gradient's strides are not its parameter's. The fused optimizer walks raw
+            memory and would corrupt the weights without a word.
+    """
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    norm = nn.utils.get_total_norm(gradients.values())
+    if not norm.isfinite():
+        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        raise FloatingPointError(f"the gradient is not finite ({', '.join(bad) or 'its norm'})")
+    for (name, gradient), shared in zip(gradients.items(), shared_model.parameters(), strict=True):
+        if gradient.stride() != shared.stride():
+            raise RuntimeError(f"{name}: gradient strides {gradient.stride()}, {shared.stride()}")
+        if norm > max_norm:
+            gradient.mul_(max_norm / norm)
+        shared.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
+    return norm
+
+
+def learn(segment: Segment, model: nn.Module, shared: Shared, args: Namespace) -> dict[str, Tensor]:
+    """Update the shared weights from one segment; return the statistics."""
+    loss, statistics = a3c_loss(model, segment, args)
+    if not loss.isfinite():
+        terms = ", ".join(f"{name} {float(x)}" for name, x in statistics.items() if x.dim() == 0)
+        raise FloatingPointError(f"the loss is not finite ({terms})")
+    loss.backward()
+    statistics["grad_norm"] = apply_gradients(
+        model, shared.model, shared.optimizer, args.max_grad_norm
+    )
+    return statistics
+
+
+def summarise(updates: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Average the updates' scalars, and pool their states for the critic's explained variance.
+
+    explained_variance = 1 − Var(R − V) / Var(R)
+    """
+    returns, values = (
+        torch.cat([update.pop(name) for update in updates]) for name in ("returns", "values")
+    )
+    means = {name: float(sum(update[name] for update in updates)) for name in updates[0]}
+    means = {name: total / len(updates) for name, total in means.items()}
+    unexplained = (returns - values).var(correction=0) / returns.var(correction=0).clamp_min(1e-8)
+    return means | {"explained_variance": float(1 - unexplained), "value": float(values.mean())}
+
+
+def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
+    """Act, learn from what was just seen, and forget it (Algorithm S3).
+
+    Ends at `total_timesteps`, when told to stop, or when the main process is gone.
+    """
+    seeds = np.random.SeedSequence([args.seed, rank, shared.start])
+    env_seed, action_seed = (int(word) for word in seeds.generate_state(2))
+    generator = torch.Generator().manual_seed(action_seed)
+    env = make_env(args.env_id, env_seed, reward_scale=args.reward_scale)
+    model = copy.deepcopy(shared.model)
+    updates, next_report = [], STATISTICS_EVERY
+    observation, _ = env.reset()
+
+    while (step := shared.steps()) < args.total_timesteps and not shared.stop and parent_lives():
+        if args.anneal_lr:
+            remaining = 1 - step / args.total_timesteps
+            shared.optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
+        copy_weights(model, shared.model)
+        normalizer = shared.observed.normalizer()  # held fixed for this segment
+        num_steps = min(args.num_steps, args.total_timesteps - step)
+        segment, episode = collect_segment(
+            env, model, normalizer, observation, num_steps, generator
+        )
+        shared.steps_taken[rank] += len(segment.rewards)
+        shared.observed.add(rank, segment.observations[:-1])
+        observation = segment.observations[-1].numpy()
+        segment = segment._replace(observations=normalizer(segment.observations))
+        updates.append(learn(segment, model, shared, args))
+
+        if episode is not None:
+            report = float(episode["r"]), int(episode["l"])
+            connection.send(("episode", shared.steps(), rank, *report))
+            observation, _ = env.reset()
+        if shared.steps_taken[rank] >= next_report:
+            connection.send(("statistics", shared.steps(), summarise(updates)))
+            updates, next_report = [], next_report + STATISTICS_EVERY
+
+
+def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
+    """Prepare a new process, run `worker` in it, and report the error that ends it."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    # Without this, Adam's decaying moments become denormal numbers and its step 2.4 times slower.
+    torch.set_flush_denormal(True)
+    try:
+        worker(rank, args, shared, connection)
+    except BrokenPipeError:  # the main process is gone: nobody left to report to
+        sys.exit(1)
+    except Exception as error:
+        text = f"{type(error).__name__} at step {shared.steps():,}: {error}"
+        connection.send(("error", text, traceback.format_exc()))
+        sys.exit(1)
+
+
+def parent_lives() -> bool:
+    """Tell whether the process that started this one is still there."""
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
+
+
+# Shared optimizer =================================================================================
+
+
+class SharedAdam(torch.optim.Adam):
+    """Adam whose moments and step counts all processes share.
+
+        m ← β₁ m + (1 − β₁) g;   v ← β₂ v + (1 − β₂) g²;   θ ← θ − lr · m̂ / (√v̂ + ε)
+
+    Source: D. Kingma, J. Ba (2015), Algorithm 1, https://arxiv.org/abs/1412.6980.
+
+    The state exists before any worker starts, or each would make its own. `fused` does all in one
+    pass over memory, four times as fast; it needs gradients with their parameters' strides.
+    """
+
+    def __init__(self, params, lr: float, betas=(0.9, 0.999), eps: float = 1e-8):
+        super().__init__(params, lr, betas, eps, fused=True)
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {
+                "step": torch.zeros(()).share_memory_(),  # a float, as torch's own
+                "exp_avg": torch.zeros_like(p).share_memory_(),
+                "exp_avg_sq": torch.zeros_like(p).share_memory_(),
+            }
+
+
+class SharedRMSprop(torch.optim.Optimizer):
+    """RMSProp as in the A3C paper, whose mean square all processes share.
+
+        s ← α s + (1 − α) g²;   θ ← θ − lr · g / √(s + ε)
+
+    ε stands inside the root, unlike in torch.optim.RMSprop.
+
+    Source: Mnih et al. (2016), equations S2 and S3, https://arxiv.org/abs/1602.01783.
+    """
+
+    def __init__(self, params, lr: float, alpha: float = 0.99, eps: float = 0.1):
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"square_avg": torch.zeros_like(p).share_memory_()}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step every parameter that has a gradient."""
+        group = self.param_groups[0]
+        for p in group["params"]:
+            if p.grad is not None:
+                square_avg = self.state[p]["square_avg"]
+                square_avg.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
+                p.addcdiv_(p.grad, (square_avg + group["eps"]).sqrt_(), value=-group["lr"])
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
+    """Copy a saved state in place: `load_state_dict` would put unshared tensors there."""
+    for state, saved in zip(optimizer.state.values(), state_dict["state"].values(), strict=True):
+        for name, tensor in state.items():
+            tensor.copy_(saved[name])
+
+
+# Environment and wrappers =========================================================================
+
+
+def make_env(
+    env_id: str, seed: int, reward_scale: float = 1.0, render_mode: str | None = None
+) -> gym.Env:
+    """Make an environment whose actions lie in [−1, 1], seeded.
+
+    Actions beyond are clipped, and all are rescaled to the environment's own bounds.
+
+    Raises:
+        gym.error.Error, ImportError: there is no such environment.
+        ValueError: its actions or observations are not what this script can use.
+    """
+    options = {"disable_env_checker": True} | ({"render_mode": render_mode} if render_mode else {})
+    if render_mode == "rgb_array":  # pictures without a screen
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if str(gym.spec(name).entry_point).startswith("gymnasium.envs.mujoco"):
+        import mujoco  # here, since only these environments need it
+
+        mujoco.set_mju_user_warning(lambda text: None)  # or it writes MUJOCO_LOG.TXT right here
+    env = gym.make(name, **options)
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, gym.spaces.Box):
+        kind = type(actions).__name__
+        raise ValueError(f"{kind} actions; this script needs Box ones (*_atari.py take Discrete)")
+    if len(actions.shape) != 1 or not actions.is_bounded():
+        raise ValueError(f"actions {actions}; this script needs a flat Box with finite bounds")
+    if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
+        raise ValueError(f"observations {observations}; this script needs a flat Box")
+    env = gym.wrappers.RecordEpisodeStatistics(env)  # rewards as they are
+    env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
+    env = gym.wrappers.DtypeObservation(env, np.float32)
+    env = gym.wrappers.ClipAction(gym.wrappers.RescaleAction(env, -1.0, 1.0))
+    env.reset(seed=seed)
+    return env
+
+
+# Checkpoint, logging, evaluation ==================================================================
+
+
+def open_env(args: Namespace, seed: int, render_mode: str | None = None) -> gym.Env:
+    """Make the environment as the main process needs it; end with one line if that fails."""
+    try:
+        return make_env(args.env_id, seed, render_mode=render_mode)
+    except (gym.error.Error, ImportError, ValueError) as error:
+        fail(f"--env-id {args.env_id}: {error}")
+
+
+def save_checkpoint(path: Path, contents: dict) -> None:
+    """Write a checkpoint beside its place and move it there: a kill leaves the old or the new."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(source: str) -> dict:
+    """Read a run's checkpoint, given its folder or the file; end with one line if that fails."""
+    path = Path(source) / "checkpoint.pt" if Path(source).is_dir() else Path(source)
+    if not path.is_file():
+        fail(f"there is no checkpoint at {path}")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        script, _, _ = contents["script"], contents["args"]["env_id"], contents["model"]
+    except Exception as error:  # torch.load raises many kinds
+        fail(f"{path} is damaged, or no checkpoint ({type(error).__name__})")
+    if script != SCRIPT:
+        fail(f"{path} was written by {script}")
+    return contents
+
+
+def load_weights(model: nn.Module, state_dict: dict, source: str) -> None:
+    """Copy weights into a network; end with one line if they do not fit."""
+    try:
+        model.load_state_dict(state_dict)
+    except (RuntimeError, TypeError) as error:
+        fail(f"the weights in {source} do not fit this network: {' '.join(str(error).split())}")
+
+
+class RunLog:
+    """TensorBoard events, episodes.csv and the progress line of one run."""
+
+    def __init__(self, run_dir: Path, args: Namespace, start: int, seconds: float):
+        # Imported here, because workers import this file too: they need none of it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.total_timesteps = args.total_timesteps
+        self.began = time.monotonic() - seconds  # as if the run had never stopped
+        self.last = time.monotonic(), start
+        path = run_dir / "episodes.csv"
+        rows = ["step,seconds,worker,return,length"]
+        if path.exists():  # a resumed run: forget what came after the checkpoint
+            old = path.read_text().splitlines()[1:]
+            rows += [row for row in old if int(row.split(",")[0]) <= start]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("\n".join(rows) + "\n")
+        os.replace(temporary, path)
+        self.episodes = len(rows) - 1
+        recent = [row.split(",") for row in rows[1:][-RECENT_GAMES:]]
+        self.recent = deque([(float(row[3]), int(row[4])) for row in recent], RECENT_GAMES)
+        self.csv = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
+        self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else None)
+        settings = "".join(f"\n|{name}|{value}|" for name, value in sorted(vars(args).items()))
+        self.writer.add_text("hyperparameters", f"|setting|value|\n|-|-|{settings}", start)
+
+    def seconds(self) -> float:
+        """Return the run's wall-clock time, stops left out."""
+        return time.monotonic() - self.began
+
+    def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
+        """Record a finished game."""
+        self.episodes += 1
+        self.recent.append((episode_return, length))
+        self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:g},{length}\n")
+        self.writer.add_scalar("charts/episodic_return", episode_return, step)
+        self.writer.add_scalar("charts/episodic_length", length, step)
+
+    def statistics(self, step: int, means: dict[str, float]) -> None:
+        """Record the means of a worker's latest updates."""
+        for name, value in means.items():
+            self.writer.add_scalar(f"losses/{name}", value, step)
+
+    def progress(self, step: int) -> None:
+        """Print a line, and log the speed since the one before."""
+        now = time.monotonic()
+        speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
+        self.last = now, step
+        self.writer.add_scalar("charts/SPS", speed, step)
+        left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-2))
+        games = "no game over yet"
+        if self.recent:
+            mean_return, mean_length = np.mean(self.recent, axis=0)
+            count = len(self.recent)
+            games = f"return {mean_return:.2f}, length {mean_length:.0f} (last {count} games)"
+        print(
+            f"{step:>11,} steps {step / self.total_timesteps:6.1%} | {speed:5.0f} steps/s | "
+            f"{left} left | {games}",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Write out what is still held."""
+        self.writer.close()
+        self.csv.close()
+
+
+def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
+    """Write RGB pictures as an animated GIF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    animation = cv2.Animation()
+    animation.frames = [cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in frames]
+    animation.durations = [milliseconds] * len(frames)
+    if not cv2.imwriteanimation(str(path), animation):
+        fail(f"OpenCV could not write {path}")
+    print(f"wrote {path}")
+
+
+@torch.no_grad()
+def evaluate(args: Namespace) -> list[float]:
+    """Play whole episodes with a trained policy, rewards as they are; return their returns."""
+    checkpoint = load_checkpoint(args.evaluate)
+    # The spawn key sets these streams apart from every worker's.
+    seeds = np.random.SeedSequence(args.seed, spawn_key=(0,)).generate_state(2)
+    generator = torch.Generator().manual_seed(int(seeds[1]))
+    render_mode = "human" if args.render else "rgb_array" if args.capture_video else None
+    env = open_env(args, int(seeds[0]), render_mode)
+    sizes = env.observation_space.shape[0], env.action_space.shape[0]
+    model = ActorCritic(*sizes)
+    load_weights(model, checkpoint["model"], args.evaluate)
+    observed = ObservationStatistics(0, sizes[0], args.normalize_obs)
+    observed.sums.copy_(checkpoint["observed"])
+    normalizer = observed.normalizer()
+    rate = env.metadata.get("render_fps", GIF_RATE)
+    every = math.ceil(rate / GIF_RATE)  # so many steps from one picture to the next
+    returns, frames = [], []
+    for game in range(1, args.eval_episodes + 1):
+        observation, _ = env.reset()
+        episode, step = None, 0
+        while episode is None:
+            wanted = args.capture_video and game == 1 and len(frames) < GIF_SECONDS * GIF_RATE
+            if wanted and step % every == 0:
+                frames.append(cv2.resize(env.render(), (GIF_SIZE, GIF_SIZE)))
+            action, std = model.policy(normalizer(torch.from_numpy(observation)))
+            if not args.greedy:
+                action = action + std * torch.randn(sizes[1], generator=generator)
+            observation, _, _, _, info = env.step(action.numpy())
+            episode, step = info.get("episode"), step + 1
+        returns.append(float(episode["r"]))
+        print(f"game {game}: return {episode['r']:g}, length {episode['l']}", flush=True)
+    env.close()
+    print(
+        f"{len(returns)} games: mean {np.mean(returns):.2f}, sd {np.std(returns):.2f}, "
+        f"median {np.median(returns):g}, min {min(returns):g}, max {max(returns):g}"
+    )
+    if args.capture_video:
+        source = Path(args.evaluate)
+        path = source / "video" if source.is_dir() else source.parent / "video" / source.stem
+        path = path / f"seed-{args.seed}.gif"
+        write_gif(path, frames, round(1000 * every / rate))
+    return returns
+
+
+# Training =========================================================================================
+
+
+def make_run_dir(args: Namespace) -> Path:
+    """Return a resumed run's folder, or make a new one; one that holds a run is refused."""
+    if args.resume:
+        return Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with open(run_dir / "args.json", "x") as file:
+            json.dump(vars(args), file, indent=2, sort_keys=True)
+    except FileExistsError:
+        fail(f"{run_dir} holds a run already: give another --run-dir, or --resume {run_dir}")
+    except OSError as error:
+        fail(f"cannot write to {run_dir}: {error.strerror}")
+    return run_dir
+
+
+def make_shared(
+    args: Namespace, obs_size: int, action_size: int, checkpoint: dict | None
+) -> Shared:
+    """Make all that is shared, in shared memory, as at the checkpoint if there is one."""
+    torch.manual_seed(args.seed)
+    model = ActorCritic(obs_size, action_size).share_memory()
+    kind = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer]
+    optimizer = kind(model.parameters(), args.learning_rate)
+    observed = ObservationStatistics(args.num_workers, obs_size, args.normalize_obs)
+    if checkpoint:
+        load_weights(model, checkpoint["model"], args.resume)
+        load_optimizer_state(optimizer, checkpoint["optimizer"])
+        observed.sums[-1] = checkpoint["observed"]
+    steps_taken = torch.zeros(args.num_workers, dtype=torch.int64).share_memory_()
+    stop = torch.zeros(1, dtype=torch.bool).share_memory_()
+    start = checkpoint["steps"] if checkpoint else 0
+    return Shared(model, optimizer, observed, steps_taken, start, stop)
+
+
+def start_workers(args: Namespace, shared: Shared) -> dict[Connection, multiprocessing.Process]:
+    """Start the worker processes; return them by the connection on which each reports."""
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for rank in range(args.num_workers):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=run_worker, args=(rank, args, shared, sender), daemon=True)
+        process.name = f"worker {rank}"
+        process.start()
+        sender.close()  # the worker's own is the only one left: the pipe ends when it dies
+        workers[receiver] = process
+    return workers
+
+
+def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace) -> str | None:
+    """Log, print and save until all workers have ended; return what went wrong, if anything."""
+    reporting, running = dict(workers), {process.sentinel: process for process in workers.values()}
+    failures: dict[str, str] = {}  # worker: what ended it
+    now = time.monotonic()
+    next_line, next_save = now + args.log_interval, now + args.checkpoint_interval
+    kill_at = math.inf  # for workers that do not stop when told to
+    while running or reporting:
+        # A signal sets `stop` without waking this: hence at most a second.
+        ready = wait([*reporting, *running], min(1.0, max(0.0, next_line - now)))
+        for source in ready:
+            if source in running:
+                process = running.pop(source)
+                process.join()
+                if process.exitcode:  # below 0: a signal. What the worker itself says goes first
+                    failures.setdefault(process.name, f"exit code {process.exitcode}")
+                continue
+            try:
+                kind, *report = source.recv()
+            except (EOFError, OSError):  # the worker has ended, perhaps within a message
+                del reporting[source]
+                continue
+            if kind == "error":
+                failures[reporting[source].name], trace = report
+                print(trace, file=sys.stderr)
+            else:
+                getattr(log, kind)(*report)
+
+        now = time.monotonic()
+        if now >= next_line:
+            log.progress(shared.steps())
+            next_line = now + args.log_interval
+        if now >= next_save:
+            save()
+            next_save = now + args.checkpoint_interval
+        if failures:
+            shared.stop.fill_(True)
+        if shared.stop and kill_at == math.inf:
+            kill_at = now + SECONDS_TO_STOP
+        if now >= kill_at:
+            for process in running.values():
+                process.kill()
+    return next((f"{name} died: {text}" for name, text in failures.items()), None)
+
+
+def train(args: Namespace) -> Path:
+    """Train to `total_timesteps`; return the run's folder.
+
+    Raises:
+        SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
+            worker died or the settings cannot be run. What was learned is in the checkpoint.
+    """
+    with open_env(args, args.seed) as env:
+        sizes = env.observation_space.shape[0], env.action_space.shape[0]
+    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    if checkpoint and checkpoint["steps"] >= args.total_timesteps:
+        fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
+    shared = make_shared(args, *sizes, checkpoint)
+    run_dir = make_run_dir(args)
+    log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0)
+    print(
+        f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
+        f"steps {shared.start:,} to {args.total_timesteps:,}\n"
+        f"{args.optimizer}, learning rate {args.learning_rate:g}, entropy {args.ent_coef:g}, "
+        f"segments of {args.num_steps}\n"
+        f"writing to {run_dir}",
+        flush=True,
+    )
+
+    def save() -> None:
+        contents = {
+            "script": SCRIPT,
+            "args": vars(args),
+            "steps": shared.steps(),
+            "episodes": log.episodes,
+            "seconds": log.seconds(),
+            "model": shared.model.state_dict(),
+            "optimizer": shared.optimizer.state_dict(),
+            "observed": shared.observed.sums.sum(0),
+        }
+        save_checkpoint(run_dir / "checkpoint.pt", contents)
+
+    received: list[int] = []
+
+    def request_stop(signum, frame) -> None:
+        received.append(signum)
+        shared.stop.fill_(True)
+        signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
+
+    workers = {}
+    # Ignored while the workers start, for they inherit that: only this process is to react.
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        workers = start_workers(args, shared)
+        for signum in before:
+            signal.signal(signum, request_stop)
+        failure = supervise(workers, shared, log, save, args)
+        save()
+        log.progress(shared.steps())
+    finally:
+        for process in workers.values():
+            process.kill()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        log.close()
+    resume = f"go on with: python {SCRIPT} --resume {run_dir}"
+    if failure:
+        fail(f"{failure}\nwhat was learned until step {shared.steps():,} is kept; {resume}")
+    if received:
+        print(f"stopped at step {shared.steps():,}; {resume}", flush=True)
+        sys.exit(128 + received[0])
+    print(f"finished; play with: python {SCRIPT} --evaluate {run_dir}", flush=True)
+    return run_dir
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train or evaluate, as the command line says."""
+    args = parse_args(argv)
+    if not args.evaluate:
+        args.evaluate = str(train(args))
+        if not (args.capture_video or args.render):
+            return
+    evaluate(args)
+
+
+if __name__ == "__main__":
+    main()
