@@ -157,7 +157,7 @@ def build_parser() -> Parser:
     add("--gamma", type=share, default=0.99, help="discount per agent step [γ]")
     add("--num-steps", type=count, default=20, help="agent steps in a segment, at most [k]")
     add("--ent-coef", type=number(float, 0), default=0.01, help="entropy bonus [β]")
-    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of (R - V)²")
+    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value's squared error")
     add("--reward-clip", action=flag, default=True, help="learn from the sign of the reward")
     return parser
 
@@ -680,8 +680,11 @@ def save_checkpoint(path: Path, contents: dict) -> None:
     os.replace(temporary, path)
 
 
-def load_checkpoint(source: str) -> dict:
-    """Read a run's checkpoint, given its folder or the file; end with one line if that fails."""
+def load_checkpoint(source: str, *names: str) -> dict:
+    """Read a run's checkpoint, given its folder or the file; end with one line if that fails.
+
+    `names` are those of its parts that will be needed, beside what every checkpoint holds.
+    """
     path = Path(source) / "checkpoint.pt" if Path(source).is_dir() else Path(source)
     if not path.is_file():
         fail(f"there is no checkpoint at {path}")
@@ -692,6 +695,8 @@ def load_checkpoint(source: str) -> dict:
         fail(f"{path} is damaged, or no checkpoint ({type(error).__name__})")
     if script != SCRIPT:
         fail(f"{path} was written by {script}")
+    if lacking := [name for name in names if name not in contents]:
+        fail(f"the checkpoint {path} lacks {', '.join(lacking)}")
     return contents
 
 
@@ -922,7 +927,8 @@ def train(args: Namespace) -> Path:
     """
     with open_env(args, args.seed) as env:
         num_actions = int(env.action_space.n)
-    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    needed = "steps", "seconds", "optimizer"
+    checkpoint = load_checkpoint(args.resume, *needed) if args.resume else None
     if checkpoint and checkpoint["steps"] >= args.total_timesteps:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
     shared = make_shared(args, num_actions, checkpoint)

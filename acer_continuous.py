@@ -139,7 +139,7 @@ def build_parser() -> Parser:
     add = group.add_argument
     add("--evaluate", metavar="RUN", help="play with the policy of a run (folder or checkpoint)")
     add("--eval-episodes", type=count, default=10, help="games to play")
-    add("--greedy", action="store_true", help="the mean action instead of a sampled one")
+    add("--greedy", action="store_true", help="the most probable action instead of a sampled one")
     add("--capture-video", action="store_true", help="write the first game as an animated GIF")
     add("--render", action="store_true", help="show the games in a window")
 
@@ -155,7 +155,7 @@ def build_parser() -> Parser:
     add("--gamma", type=share, default=0.99, help="discount per agent step [γ]")
     add("--num-steps", type=count, default=50, help="agent steps in a segment, at most [k]")
     add("--q-coef", type=number(float, 0), default=0.5, help="weight of (Q^ret - Q)²")
-    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of (V^target - V)²")
+    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value's squared error")
     add("--normalize-obs", action=flag, default=True, help="running mean 0, variance 1")
     add("--reward-scale", type=positive, default=0.1, help="factor on rewards, for learning only")
 
@@ -878,8 +878,10 @@ def make_env(
         raise ValueError(f"observations {observations}; this script needs a flat Box")
     env = gym.wrappers.RecordEpisodeStatistics(env)  # rewards as they are
     env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
-    env = gym.wrappers.DtypeObservation(env, np.float32)
-    env = gym.wrappers.ClipAction(gym.wrappers.RescaleAction(env, -1.0, 1.0))
+    space = gym.spaces.Box(-np.inf, np.inf, observations.shape, np.float32)
+    env = gym.wrappers.TransformObservation(env, lambda x: x.astype(np.float32), space)
+    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    env = gym.wrappers.ClipAction(env)
     env.reset(seed=seed)
     return env
 
@@ -905,8 +907,11 @@ def save_checkpoint(path: Path, contents: dict) -> None:
     os.replace(temporary, path)
 
 
-def load_checkpoint(source: str) -> dict:
-    """Read a run's checkpoint, given its folder or the file; end with one line if that fails."""
+def load_checkpoint(source: str, *names: str) -> dict:
+    """Read a run's checkpoint, given its folder or the file; end with one line if that fails.
+
+    `names` are those of its parts that will be needed, beside what every checkpoint holds.
+    """
     path = Path(source) / "checkpoint.pt" if Path(source).is_dir() else Path(source)
     if not path.is_file():
         fail(f"there is no checkpoint at {path}")
@@ -917,6 +922,8 @@ def load_checkpoint(source: str) -> dict:
         fail(f"{path} is damaged, or no checkpoint ({type(error).__name__})")
     if script != SCRIPT:
         fail(f"{path} was written by {script}")
+    if lacking := [name for name in names if name not in contents]:
+        fail(f"the checkpoint {path} lacks {', '.join(lacking)}")
     return contents
 
 
@@ -1013,7 +1020,7 @@ def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
 @torch.no_grad()
 def evaluate(args: Namespace) -> list[float]:
     """Play whole episodes with a trained policy, rewards as they are; return their returns."""
-    checkpoint = load_checkpoint(args.evaluate)
+    checkpoint = load_checkpoint(args.evaluate, "observed")
     # The spawn key sets these streams apart from every worker's.
     seeds = np.random.SeedSequence(args.seed, spawn_key=(0,)).generate_state(2)
     generator = torch.Generator().manual_seed(int(seeds[1]))
@@ -1164,7 +1171,8 @@ def train(args: Namespace) -> Path:
     """
     with open_env(args, args.seed) as env:
         sizes = env.observation_space.shape[0], env.action_space.shape[0]
-    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    needed = "steps", "seconds", "average_model", "optimizer", "observed"
+    checkpoint = load_checkpoint(args.resume, *needed) if args.resume else None
     if checkpoint and checkpoint["steps"] >= args.total_timesteps:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
     shared = make_shared(args, *sizes, checkpoint)

@@ -13,13 +13,32 @@ ROOT = Path(__file__).parents[1]
 TINY = {
     "acer_atari": "--env-id toys:DelayedCue-v0 --num-steps 5 --replay-size 600 --replay-start 50",
     "a3c_recurrent_atari": "--env-id toys:DelayedCue-v0 --num-steps 5",
+    "acer_continuous": "--env-id toys:DelayedCueBox-v0 --num-steps 5 --replay-size 600 "
+    "--replay-start 50 --replay-ratio 4",
+    "a3c_continuous": "--env-id toys:DelayedCueBox-v0 --num-steps 5",
 }
 SCRIPTS = list(TINY)
+ACER = [name for name in SCRIPTS if name.startswith("acer")]
 
 
 def module(name: str):
     """Import a script."""
     return importlib.import_module(name)
+
+
+def is_continuous(name: str) -> bool:
+    """Tell whether a script takes continuous actions."""
+    return name.endswith("continuous")
+
+
+def toy(name: str, environment: str = "DelayedCue") -> str:
+    """Return the id of a toy environment in the form that a script takes."""
+    return f"toys:{environment}{'Box' if is_continuous(name) else ''}-v0"
+
+
+def sizes(name: str) -> tuple[int, ...]:
+    """Return what a script's networks are made of for the toys: actions, or both dimensions."""
+    return (3, 2) if is_continuous(name) else (2,)
 
 
 def tiny(name: str, run_dir: Path, flags: str = "") -> list[str]:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from harness import SCRIPTS, Run, alive, module, tiny, wait_for, workers_of
+from harness import SCRIPTS, Run, alive, module, tiny, toy, wait_for, workers_of
 
 LONG = "--total-timesteps 1000000 --num-workers 2 --log-interval 0.2"
 
@@ -101,13 +101,13 @@ def test_workers_end_when_the_main_process_is_killed_and_the_checkpoint_is_good(
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize(
-    ("env_id", "words"),
-    [("toys:Failing-v0", "ValueError"), ("toys:NotANumber-v0", "FloatingPointError")],
+    ("environment", "words"),
+    [("Failing", "ValueError"), ("NotANumber", "FloatingPointError")],
 )
 def test_an_error_in_a_worker_ends_the_run_and_says_what_and_where(
-    name, env_id, words, start, tmp_path
+    name, environment, words, start, tmp_path
 ):
-    run = start(name, f"{LONG} --env-id {env_id}")
+    run = start(name, f"{LONG} --env-id {toy(name, environment)}")
     assert run.wait() == 1
     errors = run.errors.read_text()
     message = next(line for line in errors.splitlines() if line.startswith(f"{name}.py: error: "))

@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from harness import ROOT, SCRIPTS, TINY, module, tiny
+from harness import ACER, ROOT, SCRIPTS, TINY, is_continuous, module, sizes, tiny, toy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+OFF_POLICY = {"q_loss", "q", "rho", "truncated_weights", "average_policy_kl", "trust_region_active"}
 LOSSES = {
-    "acer_atari": {"q_loss", "q", "rho", "truncated_weights", "average_policy_kl"}
-    | {"trust_region_active"},
-    "a3c_recurrent_atari": {"value_loss", "value"},
+    "acer_atari": OFF_POLICY | {"entropy"},
+    "a3c_recurrent_atari": {"value_loss", "value", "entropy"},
+    "acer_continuous": OFF_POLICY | {"value_loss"},  # of a fixed σ, so the entropy is fixed, too
+    "a3c_continuous": {"value_loss", "value", "entropy", "policy_std"},
 }
 
 
@@ -81,14 +83,15 @@ def test_a_line_is_written_for_every_game(finished):
 def test_tensorboard_reads_the_events_over_agent_steps(finished):
     name, run_dir = finished
     found = scalars(run_dir)
-    common = {"policy_loss", "entropy", "grad_norm", "explained_variance"}
+    common = {"policy_loss", "grad_norm", "explained_variance"}
     assert {f"losses/{tag}" for tag in common | LOSSES[name]} <= set(found)
     assert {"charts/episodic_return", "charts/episodic_length", "charts/SPS"} <= set(found)
-    assert ("charts/replay_fill" in found) == (name == "acer_atari")
+    assert ("charts/replay_fill" in found) == (name in ACER)
     steps = [event.step for event in found["charts/episodic_return"]]
     assert steps == [int(game["step"]) for game in rows(run_dir)]
     assert all(np.isfinite(event.value) for events in found.values() for event in events)
-    assert 0 < found["losses/entropy"][0].value <= np.log(2) + 1e-6
+    if not is_continuous(name):
+        assert 0 < found["losses/entropy"][0].value <= np.log(2) + 1e-6
 
 
 def test_the_settings_are_kept_and_the_checkpoint_holds_plain_values(finished):
@@ -133,14 +136,14 @@ def test_workers_and_seeds_have_streams_of_their_own(name, monkeypatch):
     script = module(name)
     seeds = []
 
-    def record(env_id, seed, reward_clip):
+    def record(env_id, seed, **kwargs):
         seeds.append(seed)
         raise InterruptedError
 
     monkeypatch.setattr(script, "make_env", record)
     for seed, rank, start in itertools.product((1, 2, 3), (0, 1, 2), (0, 100)):
         args = script.parse_args(["--seed", str(seed), "--num-workers", "1"])
-        shared = script.make_shared(args, 2, None)._replace(start=start)
+        shared = script.make_shared(args, *sizes(name), None)._replace(start=start)
         with pytest.raises(InterruptedError):
             script.worker(rank, args, shared, None)
     assert len(set(seeds)) == 18
@@ -174,15 +177,19 @@ def test_a_resumed_run_begins_with_the_weights_and_moments_of_its_checkpoint(cop
     name, run_dir = copied
     script, saved = module(name), checkpoint(run_dir)
     args = script.parse_args(["--resume", str(run_dir), "--total-timesteps", "2000"])
-    shared = script.make_shared(args, 2, saved)
+    shared = script.make_shared(args, *sizes(name), saved)
     assert shared.steps() == 1003
     restored = {"model": shared.model.state_dict(), "optimizer": shared.optimizer.state_dict()}
-    if name == "acer_atari":
+    if name in ACER:
         restored["average_model"] = shared.average_model.state_dict()
     for key, value in restored.items():
         pairs = zip(tensors(value), tensors(saved[key]), strict=True)
         assert all(torch.equal(x, y) for x, y in pairs)
         assert all(tensor.is_shared() for tensor in tensors(value))
+    if is_continuous(name):
+        assert torch.equal(shared.observed.sums.sum(0), saved["observed"])
+        assert saved["observed"][0] == 1003
+        assert shared.observed.sums.is_shared()
 
 
 def test_tensorboard_drops_what_came_after_the_checkpoint(copied):
@@ -222,28 +229,42 @@ class Silent:
         pass
 
 
-def test_a_segment_is_learned_from_once_and_replays_follow_a_poisson_law(monkeypatch):
-    """400 segments with 1.5 replays each: the mean's standard error is 0.061."""
-    script = module("acer_atari")
-    flags = f"{TINY['acer_atari']} --num-workers 1 --replay-ratio 1.5 --total-timesteps 1450"
+@pytest.mark.parametrize("name", ACER)
+def test_replays_follow_a_poisson_law(name, monkeypatch):
+    """400 segments with 1.5 replays each: the mean's standard error is 0.061.
+
+    On Atari each segment is learned from once when it is new, too.
+    """
+    script, segments = module(name), []
+    collect_segment = script.collect_segment
+
+    def record(*arguments):
+        segments.append(collect_segment(*arguments))
+        return segments[-1]
+
+    monkeypatch.setattr(script, "collect_segment", record)
+    flags = f"{TINY[name]} --num-workers 1 --replay-ratio 1.5 --total-timesteps 1450"
     args = script.parse_args(flags.split())
-    learned = updates_of(script, args, script.make_shared(args, 2, None), monkeypatch)
-    ends = sorted(set(learned))
-    counts = [learned.count(end) for end in ends]
-    replays = [count - 1 for end, count in zip(ends, counts, strict=True) if end >= 50]
-    assert all(count == 1 for end, count in zip(ends, counts, strict=True) if end < 50)
+    learned = updates_of(script, args, script.make_shared(args, *sizes(name), None), monkeypatch)
+    ends = np.cumsum([len(segment.rewards) for segment, _ in segments])
+    when_new = 0 if is_continuous(name) else 1
+    replays = np.array([learned.count(end) - when_new for end in ends])
+    assert not replays[ends < 50].any()
+    replays = replays[ends >= 50]
     assert len(replays) > 380
     assert np.mean(replays) == pytest.approx(1.5, abs=4 * 0.061)
     assert np.var(replays) == pytest.approx(1.5, abs=0.6)
 
 
-def test_a_resumed_run_fills_its_replay_before_it_learns_from_it(monkeypatch):
-    script = module("acer_atari")
-    flags = f"{TINY['acer_atari']} --num-workers 1 --total-timesteps 1150 --replay-start 80"
+@pytest.mark.parametrize("name", ACER)
+def test_a_resumed_run_fills_its_replay_before_it_learns_from_it(name, monkeypatch):
+    script = module(name)
+    flags = f"{TINY[name]} --num-workers 1 --total-timesteps 1150 --replay-start 80"
     args = script.parse_args(flags.split())
-    shared = script.make_shared(args, 2, None)._replace(start=1000)
+    shared = script.make_shared(args, *sizes(name), None)._replace(start=1000)
     learned = updates_of(script, args, shared, monkeypatch)
-    assert all(learned.count(end) == 1 for end in set(learned) if end < 80)
+    most = 0 if is_continuous(name) else 1
+    assert all(learned.count(end) == most for end in set(learned) if end < 80)
     assert len(learned) > len(set(learned))
 
 
@@ -252,7 +273,7 @@ def test_the_learning_rate_falls_linearly_to_zero_if_asked(name, monkeypatch):
     script, rates = module(name), []
     flags = f"{TINY[name]} --num-workers 1 --total-timesteps 100 --anneal-lr --learning-rate 1e-3"
     args = script.parse_args(flags.split())
-    shared = script.make_shared(args, 2, None)
+    shared = script.make_shared(args, *sizes(name), None)
     collect_segment = script.collect_segment
 
     def record(*arguments):
@@ -289,15 +310,17 @@ def test_greedy_evaluation_repeats_and_takes_the_most_probable_action(finished):
 def test_a_video_of_the_first_game_is_an_animated_gif(finished, tmp_path):
     """Weights, settings and the script's name are all that evaluation needs."""
     name, run_dir = finished
-    contents = {key: checkpoint(run_dir)[key] for key in ("script", "args", "model")}
+    keys = ["script", "args", "model", *(["observed"] if is_continuous(name) else [])]
+    contents = {key: checkpoint(run_dir)[key] for key in keys}
     torch.save(contents, tmp_path / "weights.pt")
     argv = ["--evaluate", str(tmp_path / "weights.pt"), "--eval-episodes", "2", "--capture-video"]
     module(name).main(argv)
     (path,) = tmp_path.rglob("*.gif")
     read, animation = cv2.imreadanimation(str(path))
     assert read
-    assert len(animation.frames) == 4  # of the 7 steps, every second
-    assert animation.frames[0].shape[:2] == (84, 84)
+    frames, size = (7, 200) if is_continuous(name) else (4, 84)  # Atari: every second step
+    assert len(animation.frames) == frames
+    assert animation.frames[0].shape[:2] == (size, size)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -315,6 +338,6 @@ def test_a_script_copied_alone_into_an_empty_folder_trains_resumes_and_evaluates
 
     call(f"{TINY[name]} --num-workers 2 --total-timesteps 100")
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(rf"toys-DelayedCue-v0__{name}__1__\d{{8}}-\d{{6}}", run_dir.name)
+    assert re.fullmatch(rf"{toy(name).replace(':', '-')}__{name}__1__\d{{8}}-\d{{6}}", run_dir.name)
     assert "finished" in call(f"--resume {run_dir} --total-timesteps 150")
     assert "3 games: mean" in call(f"--evaluate {run_dir} --eval-episodes 3")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import SCRIPTS, module, tiny
+from harness import ACER, SCRIPTS, is_continuous, module, sizes, tiny, toy
 
 REFUSED = [
     "--num-workers 0",
@@ -46,7 +46,10 @@ REFUSED_BY_ACER = [
     "--average-decay 1.1",
 ]
 CASES = [(name, flags) for name in SCRIPTS for flags in REFUSED]
-CASES += [("acer_atari", flags) for flags in REFUSED_BY_ACER]
+CASES += [(name, flags) for name in ACER for flags in REFUSED_BY_ACER]
+CONTINUOUS = [name for name in SCRIPTS if is_continuous(name)]
+CASES += [(name, "--reward-scale 0") for name in CONTINUOUS]
+CASES += [("acer_continuous", flags) for flags in ("--policy-std 0", "--dueling-samples 0")]
 
 
 @pytest.fixture(autouse=True)
@@ -92,13 +95,19 @@ def test_help_has_groups_and_a_text_for_every_flag(name, capsys):
             assert flag in text
 
 
-def test_the_same_flag_has_the_same_type_default_and_help_in_every_script():
+def test_the_same_flag_has_the_same_type_and_help_in_every_script():
+    """The default learning rates, which the help names, are a script's own."""
     seen = {}
     for name in SCRIPTS:
         for action in module(name).build_parser()._actions:
-            about = action.help, type(action), action.nargs, action.default
-            if action.dest not in ("exp_name",):
-                assert seen.setdefault(action.dest, about) == about, action.dest
+            words = re.sub(r"\de-\d", "", action.help)
+            about = words, type(action), action.nargs, getattr(action.type, "__qualname__", None)
+            assert seen.setdefault(action.dest, about) == about, action.dest
+
+
+def test_the_same_flag_has_the_same_default_in_both_atari_scripts():
+    acer, a3c = (vars(module(name).parse_args([])) for name in SCRIPTS[:2])
+    assert {k for k in set(acer) & set(a3c) if acer[k] != a3c[k]} == {"exp_name"}
 
 
 def test_the_defaults_are_the_designs():
@@ -113,26 +122,45 @@ def test_the_defaults_are_the_designs():
     assert args.trust_region
 
 
+def parser_help(name: str, setting: str) -> str:
+    return next(a.help for a in module(name).build_parser()._actions if a.dest == setting)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_learning_rate_follows_the_optimizer_unless_given(name):
     parse = module(name).parse_args
-    assert parse([]).learning_rate == 1e-4
+    for optimizer in ("adam", "rmsprop"):
+        rate = parse(["--optimizer", optimizer]).learning_rate
+        assert rate in map(float, re.findall(r"\d+e-\d+", parser_help(name, "learning_rate")))
+    assert is_continuous(name) or parse([]).learning_rate == 1e-4
     assert parse(["--optimizer", "rmsprop"]).learning_rate == 7e-4
     assert parse(["--optimizer", "rmsprop", "--learning-rate", "0.5"]).learning_rate == 0.5
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize(
-    ("env_id", "words"),
-    [
-        ("PangNoFrameskip-v4", "Did you mean"),
-        ("no_such_module:Id-v0", "no_such_module"),
-        ("toys:NoSuchId-v0", "NoSuchId"),
-        ("Pendulum-v1", "discrete"),
-        ("CartPole-v1", "uint8"),
-        ("toys:WrongScreen-v0", "(84, 84)"),
-    ],
-)
+WRONG = [("no_such_module:Id-v0", "no_such_module"), ("toys:NoSuchId-v0", "NoSuchId")]
+WRONG_SCREENS = [
+    *WRONG,
+    ("PangNoFrameskip-v4", "Did you mean"),
+    ("Pendulum-v1", "discrete"),
+    ("CartPole-v1", "uint8"),
+    ("toys:WrongScreen-v0", "(84, 84)"),
+]
+WRONG_BOXES = [
+    *WRONG,
+    ("Pendulum-v7", "v1"),
+    ("CartPole-v1", "Box"),
+    ("boxes:Grid-v0", "flat Box"),
+    ("boxes:Unbounded-v0", "finite bounds"),
+    ("boxes:Matrix-v0", "flat Box"),
+]
+WRONG_IDS = [
+    (name, *case)
+    for name in SCRIPTS
+    for case in (WRONG_BOXES if is_continuous(name) else WRONG_SCREENS)
+]
+
+
+@pytest.mark.parametrize(("name", "env_id", "words"), WRONG_IDS)
 def test_an_environment_that_will_not_do_ends_with_one_line_and_no_folder(name, env_id, words):
     with pytest.raises(SystemExit) as stop:
         module(name).main(["--env-id", env_id])
@@ -164,9 +192,12 @@ class Evil:
 def checkpoint(name: str, **changes) -> dict:
     """Return a checkpoint of an untrained network."""
     script = module(name)
-    args = script.parse_args(["--env-id", "toys:DelayedCue-v0"])
-    model = script.ActorCritic(2).state_dict()
-    return {"script": script.SCRIPT, "args": vars(args), "model": model} | changes
+    args = script.parse_args(["--env-id", toy(name)])
+    shared = script.make_shared(args, *sizes(name), None)
+    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
+    if is_continuous(name):
+        contents["observed"] = shared.observed.sums.sum(0)
+    return contents | changes
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -207,13 +238,24 @@ def test_a_checkpoint_of_another_environment_is_refused(name, flag, capsys):
     with pytest.raises(SystemExit) as stop:
         module(name).main([flag, ".", "--env-id", "PongNoFrameskip-v4"])
     assert stop.value.code == 2
-    assert "was trained with --env-id toys:DelayedCue-v0" in capsys.readouterr().err
+    assert f"was trained with --env-id {toy(name)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_checkpoint_of_another_network_is_refused(name):
-    torch.save(checkpoint(name, model=module(name).ActorCritic(7).state_dict()), "checkpoint.pt")
+    other = module(name).ActorCritic(*(size + 5 for size in sizes(name)))
+    torch.save(checkpoint(name, model=other.state_dict()), "checkpoint.pt")
     with pytest.raises(SystemExit) as stop:
         module(name).main(["--evaluate", "."])
     assert "do not fit this network" in stop.value.code
+    assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_weights_that_serve_for_evaluation_alone_cannot_be_resumed(name):
+    torch.save(checkpoint(name), "weights.pt")
+    with pytest.raises(SystemExit) as stop:
+        module(name).main(["--resume", "weights.pt"])
+    assert "weights.pt lacks" in stop.value.code
+    assert "optimizer" in stop.value.code
     assert "\n" not in stop.value.code

@@ -114,10 +114,33 @@ class Stuck(DelayedCue):
         return super().step(action)
 
 
-gym.register("DelayedCue-v0", DelayedCue)
-gym.register("Failing-v0", Failing)
-gym.register("NotANumber-v0", NotANumber)
-gym.register("WrongScreen-v0", WrongScreen)
-gym.register("Counting-v0", Counting)
-gym.register("Endless-v0", Endless)
-gym.register("Stuck-v0", Stuck)
+class InABox(gym.Wrapper):
+    """The same environment for the scripts of continuous actions.
+
+    Two dimensions with bounds of their own; the first alone decides: right if above its middle.
+    """
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float64)
+    action_space = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([0, 4], np.float32))
+
+    def features(self) -> np.ndarray:
+        env = self.unwrapped
+        decision = 0 if env.right is None else 1 if env.right else -1
+        cue = 2 * env.cue - 1 if env.time == 0 else 0
+        return np.array([cue, decision, env.time / 8])
+
+    def reset(self, **kwargs):
+        _, info = self.env.reset(**kwargs)
+        return self.features(), info
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        _, *rest = self.env.step(int(action[0] > -1))
+        return self.features(), *rest
+
+
+ENVIRONMENTS = [DelayedCue, Failing, NotANumber, WrongScreen, Counting, Endless, Stuck]
+for environment in ENVIRONMENTS:
+    name = environment.__name__
+    gym.register(f"{name}-v0", environment)
+    gym.register(f"{name}Box-v0", lambda cls=environment, **kwargs: InABox(cls(**kwargs)))

@@ -1,0 +1,79 @@
+"""Continuous A3C's loss against torch.distributions and sums written out."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal
+
+import a3c_continuous as script
+from a3c_continuous import ActorCritic, Segment, a3c_loss
+
+
+class Linear(nn.Module):
+    """Linear mean, log σ and value, in double precision."""
+
+    def __init__(self, action_size: int):
+        super().__init__()
+        rng = np.random.default_rng(1)
+        self.mean = nn.Parameter(torch.from_numpy(rng.normal(size=(4, action_size))))
+        self.log_std = nn.Parameter(torch.from_numpy(rng.normal(size=(4, action_size))) * 0.2)
+        self.v = nn.Parameter(torch.from_numpy(rng.normal(size=4)))
+
+    def policy(self, x):
+        return x @ self.mean, (x @ self.log_std).exp()
+
+    def value(self, x):
+        return x @ self.v
+
+
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize(("length", "terminated"), [(1, True), (7, False), (20, True)])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+def test_the_loss_has_the_gradient_of_the_papers_equations(size, length, terminated, ent_coef):
+    rng = np.random.default_rng(length)
+    shapes = (length + 1, 4), (length, size), (length,)
+    x, actions, rewards = (torch.from_numpy(rng.normal(size=shape)) for shape in shapes)
+    args = Namespace(gamma=0.9, num_steps=20, vf_coef=0.7, ent_coef=ent_coef)
+    model = Linear(size)
+    loss, statistics = a3c_loss(model, Segment(x, actions, rewards, terminated), args)
+    loss.backward()
+    wanted = [torch.zeros_like(p) for p in model.parameters()]
+    for t in range(length):
+        r = sum(args.gamma ** (s - t) * float(rewards[s]) for s in range(t, length))
+        r += 0 if terminated else args.gamma ** (length - t) * float(model.value(x[length]))
+        assert float(statistics["returns"][t]) == pytest.approx(r)
+        policy, v = Independent(Normal(*model.policy(x[t])), 1), model.value(x[t])
+        one = -policy.log_prob(actions[t]) * (r - float(v)) + args.vf_coef * (r - v) ** 2
+        one = one - ent_coef * policy.entropy()
+        for into, gradient in zip(
+            wanted, torch.autograd.grad(one, model.parameters()), strict=True
+        ):
+            into += gradient / args.num_steps
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_variance_is_a_softplus_and_policy_and_value_share_nothing():
+    torch.manual_seed(0)
+    model = ActorCritic(5, 3)
+    x = torch.randn(10, 5)
+    mean, std = model.policy(x)
+    raw = model.policy_net(x)
+    assert mean.shape == std.shape == (10, 3)
+    torch.testing.assert_close(mean, raw[:, :3])
+    torch.testing.assert_close(std.square(), torch.log1p(raw[:, 3:].exp()) + script.MIN_VARIANCE)
+    (mean.sum() + std.sum()).backward()
+    assert all(p.grad is None for p in model.value_net.parameters())
+
+
+def test_a_policy_that_is_sure_has_finite_gradients():
+    model = ActorCritic(5, 3)
+    with torch.no_grad():
+        model.policy_net[-1].bias[3:] = -1000.0
+    segment = Segment(torch.randn(4, 5), torch.randn(3, 3), torch.ones(3), True)
+    loss, _ = a3c_loss(model, segment, script.parse_args([]))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
