@@ -91,11 +91,15 @@ def test_a_killed_worker_ends_the_run_with_its_name_and_a_checkpoint(name, start
 def test_workers_end_when_the_main_process_is_killed_and_the_checkpoint_is_good(
     name, start, tmp_path
 ):
-    """With a checkpoint every tenth of a second the kill often falls into the writing of one."""
-    run = start(name, f"{LONG} --checkpoint-interval 0.1")
-    workers = learning(run)
+    """With a checkpoint every tenth of a second the kill often falls into the writing of one.
+
+    The environment is slow and its episodes endless: a worker has nothing to report for a long
+    time, so that no broken pipe tells it.
+    """
+    run = start(name, f"{LONG} --checkpoint-interval 0.1 --env-id {toy(name, 'Endless')}")
+    workers = wait_for(lambda: steps_printed(run) > 20 and workers_of(run.pid))
     os.kill(run.pid, signal.SIGKILL)
-    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=15)
+    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=10)
     assert steps_kept(tmp_path) > 0
 
 
