@@ -1,6 +1,6 @@
 """Measure agent steps per second against what the processor could do; no test, decides nothing.
 
-    python tests/benchmarks/throughput.py --num-workers 2 --repetitions 5
+    python tests/benchmarks/throughput.py acer_atari --num-workers 2 --repetitions 5
 
 Each repetition measures, with as many processes as workers and one thread each,
 
@@ -10,7 +10,7 @@ Each repetition measures, with as many processes as workers and one thread each,
   of the work the workers spent their time.
 
 A step's floating-point operations are counted by torch.utils.flop_counter on the script's own
-loss and acting, at 1 + replay_ratio updates a segment. The limit is then
+worker, at the expected number of updates a segment. The limit is then
 
     steps/s of a worker = 1 / (operations per step / matrix speed + emulator time per step)
 
@@ -18,6 +18,7 @@ Close other programs first: both figures are of the machine as it is.
 """
 
 import argparse
+import importlib
 import multiprocessing
 import statistics
 import sys
@@ -31,24 +32,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import acer_atari as script
-
 MATRIX = 2048
-FUNCTIONS = {  # part of the work: what is timed, less what is timed inside it
-    "acting": [(script, "collect_segment")],
-    "batches": [(script.ReplayBuffer, "add"), (script.ReplayBuffer, "sample")],
-    "forward": [(script, "acer_loss")],
-    "backward": [(torch.Tensor, "backward")],
-    "optimizer": [(script, "apply_gradients"), (script, "update_average")],
-    "weights": [(script, "copy_weights")],
+PARTS = {  # part of the work: the script's functions in it, less what is timed inside them
+    "acting": ["collect_segment"],
+    "batches": ["ReplayBuffer.add", "ReplayBuffer.sample"],
+    "forward": ["acer_loss", "a3c_loss"],
+    "backward": ["torch.Tensor.backward"],
+    "optimizer": ["apply_gradients", "update_average"],
+    "weights": ["copy_weights"],
 }
+ENV_IDS = {"atari": "PongNoFrameskip-v4", "continuous": "HalfCheetah-v5"}
+
+
+def find(script, name: str):
+    """Return the owner of a function and its name there, or None if the script has none such."""
+    owner = script
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part, None)
+    return (owner, last) if hasattr(owner, last) else None
 
 
 class Clock:
     """Time spent in each part, nested parts taken out of the outer one."""
 
     def __init__(self):
-        self.seconds = dict.fromkeys([*FUNCTIONS, "emulator"], 0.0)
+        self.seconds = dict.fromkeys([*PARTS, "emulator"], 0.0)
         self.inner = [0.0]
         self.updates = self.segments = 0
 
@@ -70,11 +79,11 @@ class Clock:
         return timed
 
 
-def run_worker(rank, args, shared, connection, measuring, results):
+def run_worker(script_name, rank, args, shared, connection, measuring, results):
     """Run the script's worker with a clock in each part; report once `measuring` ends."""
-    clock = Clock()
-    for part, functions in FUNCTIONS.items():
-        for owner, name in functions:
+    script, clock = importlib.import_module(script_name), Clock()
+    for part, names in PARTS.items():
+        for owner, name in filter(None, (find(script, name) for name in names)):
             setattr(owner, name, clock.wrap(part, getattr(owner, name)))
     make_env = script.make_env
 
@@ -103,20 +112,28 @@ def run_worker(rank, args, shared, connection, measuring, results):
     thread.join()
 
 
-def measure_script(args, seconds: float):
+def make_shared(script, args):
+    """Make what the script's workers share."""
+    with script.make_env(args.env_id, 0) as env:
+        if hasattr(env.action_space, "n"):
+            return script.make_shared(args, int(env.action_space.n), None)
+        sizes = env.observation_space.shape[0], env.action_space.shape[0]
+        return script.make_shared(args, *sizes, None)
+
+
+def measure_script(script, args, seconds: float):
     """Return agent steps per second, mean shares of time, and updates per segment."""
     context = multiprocessing.get_context("spawn")
-    with script.make_env(args.env_id, 0) as env:
-        shared = script.make_shared(args, int(env.action_space.n), None)
+    shared = make_shared(script, args)
     measuring, results = context.Event(), context.Queue()
     processes, receivers = [], []
     for rank in range(args.num_workers):
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (rank, args, shared, sender, measuring, results)
+        arguments = (script.__name__, rank, args, shared, sender, measuring, results)
         processes.append(context.Process(target=run_worker, args=arguments, daemon=True))
         processes[-1].start()
         receivers.append(receiver)
-    while shared.steps() < args.replay_start + 500 * args.num_workers:
+    while shared.steps() < getattr(args, "replay_start", 0) + 500 * args.num_workers:
         time.sleep(0.1)
     start, first = time.perf_counter(), shared.steps()
     measuring.set()
@@ -131,8 +148,9 @@ def measure_script(args, seconds: float):
     return speed, shares, sum(r[1] for r in reports) / sum(r[2] for r in reports)
 
 
-def time_limit(env_id: str, barrier, results):
+def time_limit(script_name: str, env_id: str, barrier, results):
     """Report this process's matrix speed and emulator time while the others measure theirs."""
+    script = importlib.import_module(script_name)
     torch.set_num_threads(1)
     script.cv2.setNumThreads(1)
     a = torch.randn(MATRIX, MATRIX)
@@ -145,21 +163,25 @@ def time_limit(env_id: str, barrier, results):
     speed = products * 2 * MATRIX**3 / (time.perf_counter() - start)
     env, rng = script.make_env(env_id, 0), np.random.default_rng(0)
     env.reset()
-    actions = rng.integers(env.action_space.n, size=100_000)
+    space = env.action_space
+    if hasattr(space, "n"):
+        actions = rng.integers(space.n, size=10_000)
+    else:
+        actions = rng.uniform(-1, 1, size=(10_000, *space.shape)).astype(np.float32)
     barrier.wait()
     start, steps = time.perf_counter(), 0
     while time.perf_counter() - start < 3:
-        if env.step(actions[steps])[4].get("episode"):
+        if env.step(actions[steps % len(actions)])[4].get("episode"):
             env.reset()
         steps += 1
     results.put((speed, (time.perf_counter() - start) / steps))
 
 
-def measure_limit(env_id: str, num_workers: int) -> tuple[float, float]:
+def measure_limit(script_name: str, env_id: str, num_workers: int) -> tuple[float, float]:
     """Return floating-point operations per second and emulator seconds per step of a worker."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(num_workers), context.Queue()
-    arguments = (env_id, barrier, results)
+    arguments = (script_name, env_id, barrier, results)
     processes = [context.Process(target=time_limit, args=arguments) for _ in range(num_workers)]
     for process in processes:
         process.start()
@@ -169,21 +191,44 @@ def measure_limit(env_id: str, num_workers: int) -> tuple[float, float]:
     return statistics.mean(speeds), statistics.mean(seconds)
 
 
-def count_operations(args) -> float:
-    """Count the floating-point operations of an agent step: acting, and its share of updates."""
-    with script.make_env(args.env_id, 0) as env:
-        num_actions = int(env.action_space.n)
-        model = script.ActorCritic(num_actions)
-        average_model = script.ActorCritic(num_actions).requires_grad_(False)
-        observation, _ = env.reset()
-        generator = torch.Generator().manual_seed(0)
-        with FlopCounterMode(display=False) as acting:
-            segment, _ = script.collect_segment(env, model, observation, args.num_steps, generator)
-    with FlopCounterMode(display=False) as learning:
-        script.acer_loss(model, average_model, segment, args)[0].backward()
-    updates = 1 + args.replay_ratio
-    steps = len(segment.rewards)
-    return (acting.get_total_flops() + updates * learning.get_total_flops()) / steps
+class Silent:
+    """A connection that forgets what it is told."""
+
+    def send(self, message):
+        """Forget it."""
+
+
+def count_operations(script, args) -> float:
+    """Count the floating-point operations of an agent step: acting, and its share of updates.
+
+    Counted while a worker runs for some segments; the number of updates, which is drawn, is then
+    replaced by its expectation.
+    """
+    args = argparse.Namespace(**vars(args) | {"num_workers": 1, "total_timesteps": 400})
+    args.replay_start = 1
+    shared = make_shared(script, args)
+    counts = {"acting": 0, "segments": 0, "updates": 0}
+    collect_segment, learn = script.collect_segment, script.learn
+    with FlopCounterMode(display=False) as counter:
+
+        def count_acting(*arguments):
+            before = counter.get_total_flops()
+            result = collect_segment(*arguments)
+            counts["acting"] += counter.get_total_flops() - before
+            counts["segments"] += 1
+            return result
+
+        def count_updates(*arguments):
+            counts["updates"] += 1
+            return learn(*arguments)
+
+        script.collect_segment, script.learn = count_acting, count_updates
+        script.worker(0, args, shared, Silent())
+        script.collect_segment, script.learn = collect_segment, learn
+    an_update = (counter.get_total_flops() - counts["acting"]) / counts["updates"]
+    when_new = 0 if script.__name__ == "acer_continuous" else 1
+    updates = counts["segments"] * (when_new + getattr(args, "replay_ratio", 0))
+    return (counts["acting"] + updates * an_update) / shared.steps()
 
 
 def spread(values) -> str:
@@ -194,21 +239,23 @@ def spread(values) -> str:
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--env-id", default="PongNoFrameskip-v4")
+    parser.add_argument("script", nargs="?", default="acer_atari")
+    parser.add_argument("--env-id")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="measured, per repetition")
     options = parser.parse_args()
-    argv = (
-        f"--env-id {options.env_id} --num-workers {options.num_workers} --replay-size 20000 "
-        "--replay-start 1000"
-    )
-    args = script.parse_args(argv.split())
-    operations = count_operations(args)
+    script = importlib.import_module(options.script)
+    env_id = options.env_id or ENV_IDS[options.script.rpartition("_")[2]]
+    argv = ["--env-id", env_id, "--num-workers", str(options.num_workers)]
+    if options.script.startswith("acer"):
+        argv += ["--replay-size", "20000", "--replay-start", "1000"]
+    args = script.parse_args(argv)
+    operations = count_operations(script, args)
     speeds, limits, ratios, matrix, emulator = [], [], [], [], []
     for repetition in range(options.repetitions):
-        flops, step_seconds = measure_limit(options.env_id, options.num_workers)
-        speed, shares, updates = measure_script(args, options.seconds)
+        flops, step_seconds = measure_limit(options.script, env_id, options.num_workers)
+        speed, shares, updates = measure_script(script, args, options.seconds)
         speeds.append(speed)
         limits.append(options.num_workers / (operations / flops + step_seconds))
         ratios.append(speed / limits[-1])
@@ -219,8 +266,8 @@ def main():
             f"{repetition + 1}: {speed:.0f} steps/s, {updates:.2f} updates a segment; {parts}",
             flush=True,
         )
-    print(f"\n{script.SCRIPT}, {options.env_id}, {options.num_workers} workers")
-    print(f"{operations / 1e6:.0f} million floating-point operations an agent step\n")
+    print(f"\n{script.SCRIPT}, {env_id}, {options.num_workers} workers")
+    print(f"{operations / 1e6:.1f} million floating-point operations an agent step\n")
     print(f"{'':32}{'min':>8} {'median':>8} {'max':>8}")
     print(f"{'agent steps/s in all':32}{spread(speeds)}")
     print(f"{'agent steps/s per worker':32}{spread([s / options.num_workers for s in speeds])}")
