@@ -15,7 +15,7 @@ FLAGS = {
     "acer_atari": "--total-timesteps 1600 --learning-rate 3e-4 --replay-start 100 "
     "--replay-size 1600",
     "a3c_recurrent_atari": "--total-timesteps 4000 --learning-rate 1e-3",
-    "acer_continuous": "--total-timesteps 4000 --learning-rate 1e-3 --replay-start 100 "
+    "acer_continuous": "--total-timesteps 2000 --learning-rate 1e-3 --replay-start 100 "
     "--replay-size 2000 --reward-scale 1",
     "a3c_continuous": "--total-timesteps 6000 --learning-rate 1e-3 --reward-scale 1",
 }
