@@ -2,10 +2,13 @@
 
     python results/plot.py
 
-A run's curve is the mean return of its last 100 games. Needs matplotlib.
+A run's curve is the mean return of its last 100 games on Atari, of its last 20 episodes in control.
+Thin lines are single seeds; with several of them, the thick one is their mean. Needs matplotlib.
 """
 
 import csv
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,11 +18,15 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-GAMES = 100
-LABELS = {"acer_atari": "ACER", "a3c_recurrent_atari": "A3C, LSTM"}
+LABELS = {
+    "acer_atari": "ACER",
+    "a3c_recurrent_atari": "A3C, LSTM",
+    "acer_continuous": "ACER",
+    "a3c_continuous": "A3C",
+}
 PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 GREY = dict.fromkeys(PARTS, "#808080")  # reads on light and on dark pages
-COLOURS = {"acer_atari": "#1f77b4", "a3c_recurrent_atari": "#ff7f0e"}
+COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -29,30 +36,35 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
-def running_mean(values: np.ndarray) -> np.ndarray:
-    """Average each value with up to 99 before it."""
+def running_mean(values: np.ndarray, games: int) -> np.ndarray:
+    """Average each value with those before it, `games` in all."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     last = np.arange(1, len(values) + 1)
-    first = np.maximum(0, last - GAMES)
+    first = np.maximum(0, last - games)
     return (sums[last] - sums[first]) / (last - first)
 
 
-def draw(game: str, x: str, divisor: float, x_label: str, y: str, path: Path) -> None:
+def draw(title: str, runs: dict[str, list], games: int, x: str, y: str, path: Path) -> None:
     """Draw all runs of a game, on a transparent ground."""
+    divisor, label = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}[x]
     with mpl.rc_context(GREY):
         figure, axes = plt.subplots(figsize=(7, 3.6), dpi=130)
-        labelled = set()
-        for source in sorted((HERE / "curves").glob(f"*_{game}_seed*.csv")):
-            script, seed = source.stem.split(f"_{game}_seed")
-            games = read(source)
-            label = None if script in labelled else LABELS[script]
-            labelled.add(script)
-            mean = running_mean(games[y])
-            axes.plot(games[x] / divisor, mean, color=COLOURS[script], label=label, lw=1.8)
-            axes.annotate(f"seed {seed}", (games[x][-1] / divisor, mean[-1]), fontsize=7)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(f"{y}, mean of {GAMES} games")
-        axes.set_title(f"{game.capitalize()}, 2 workers on 2 processors", fontsize=10)
+        for script, seeds in runs.items():
+            colour = COLOURS[script.partition("_")[0]]
+            curves = [(run[x] / divisor, running_mean(run[y], games)) for run in seeds]
+            count = f"{len(curves)} seed{'s' * (len(curves) > 1)}"
+            name = f"{LABELS[script]}, {count}"
+            for at, mean in curves:
+                alone = len(curves) == 1
+                width, alpha = (1.8, 1.0) if alone else (0.7, 0.5)
+                axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=name * alone or None)
+            if len(curves) > 1:
+                grid = np.linspace(max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves))
+                mean = np.mean([np.interp(grid, at, curve) for at, curve in curves], axis=0)
+                axes.plot(grid, mean, color=colour, lw=2, label=name)
+        axes.set_xlabel(label)
+        axes.set_ylabel(f"{y}, mean of {games} games")
+        axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         figure.tight_layout()
@@ -62,11 +74,19 @@ def draw(game: str, x: str, divisor: float, x_label: str, y: str, path: Path) ->
 
 def main() -> None:
     """Draw every game's curves."""
-    games = {path.stem.rsplit("_seed")[0].rsplit("_")[-1] for path in HERE.glob("curves/*.csv")}
-    for game in sorted(games):
-        draw(game, "step", 1e6, "million agent steps", "return", HERE / f"{game}_return.png")
-        draw(game, "step", 1e6, "million agent steps", "length", HERE / f"{game}_length.png")
-        draw(game, "seconds", 3600, "hours", "return", HERE / f"{game}_hours.png")
+    found = defaultdict(lambda: defaultdict(list))
+    for path in sorted(HERE.glob("curves/*.csv")):
+        script, game = re.fullmatch(
+            r"(a\w+?_(?:atari|continuous))_(.+)_seed\d+", path.stem
+        ).groups()
+        found[game][script].append(read(path))
+    for game, runs in found.items():
+        atari = any("atari" in script for script in runs)
+        title, games = (f"{game.capitalize()}, 2 workers", 100) if atari else (game, 20)
+        draw(title, runs, games, "step", "return", HERE / f"{game}_return.png")
+        if atari:
+            draw(title, runs, games, "step", "length", HERE / f"{game}_length.png")
+            draw(title, runs, games, "seconds", "return", HERE / f"{game}_hours.png")
 
 
 if __name__ == "__main__":
