@@ -147,7 +147,7 @@ def build_parser() -> Parser:
     add = group.add_argument
     add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
     add("--learning-rate", type=positive, help="step size; 3e-4 for adam, 7e-4 for rmsprop")
-    add("--anneal-lr", action=flag, default=False, help="lower it linearly to 0 over the run")
+    add("--anneal-lr", action=flag, default=True, help="lower it linearly to 0 over the run")
     add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
 
     group = parser.add_argument_group("actor-critic")
@@ -307,9 +307,9 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     """Make a network of two hidden layers; `gain` is the last layer's."""
     return nn.Sequential(
         initialise(nn.Linear(inputs, HIDDEN), 1.0),
-        nn.Tanh(),
+        nn.ReLU(),
         initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
-        nn.Tanh(),
+        nn.ReLU(),
         initialise(nn.Linear(HIDDEN, outputs), gain),
     )
 
@@ -423,8 +423,7 @@ def collect_segment(
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """Copy all weights, in place."""
-    for to, of in zip(target.parameters(), source.parameters(), strict=True):
-        to.copy_(of)
+    torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
 def apply_gradients(
@@ -442,11 +441,11 @@ def apply_gradients(
     if not norm.isfinite():
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         raise FloatingPointError(f"the gradient is not finite ({', '.join(bad) or 'its norm'})")
+    if norm > max_norm:
+        torch._foreach_mul_(list(gradients.values()), max_norm / norm)
     for (name, gradient), shared in zip(gradients.items(), shared_model.parameters(), strict=True):
         if gradient.stride() != shared.stride():
             raise RuntimeError(f"{name}: gradient strides {gradient.stride()}, {shared.stride()}")
-        if norm > max_norm:
-            gradient.mul_(max_norm / norm)
         shared.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

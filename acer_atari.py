@@ -553,15 +553,14 @@ def collect_segment(
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """Copy all weights, in place."""
-    for to, of in zip(target.parameters(), source.parameters(), strict=True):
-        to.copy_(of)
+    torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
 @torch.no_grad()
 def update_average(average_model: nn.Module, shared_model: nn.Module, decay: float) -> None:
     """Move the average network towards the shared one, in place: θ_a ← α θ_a + (1 − α) θ."""
-    for average, shared in zip(average_model.parameters(), shared_model.parameters(), strict=True):
-        average.lerp_(shared, 1 - decay)
+    average, shared = list(average_model.parameters()), list(shared_model.parameters())
+    torch._foreach_lerp_(average, shared, 1 - decay)
 
 
 def apply_gradients(
@@ -579,11 +578,11 @@ def apply_gradients(
     if not norm.isfinite():
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         raise FloatingPointError(f"the gradient is not finite ({', '.join(bad) or 'its norm'})")
+    if norm > max_norm:
+        torch._foreach_mul_(list(gradients.values()), max_norm / norm)
     for (name, gradient), shared in zip(gradients.items(), shared_model.parameters(), strict=True):
         if gradient.stride() != shared.stride():
             raise RuntimeError(f"{name}: gradient strides {gradient.stride()}, {shared.stride()}")
-        if norm > max_norm:
-            gradient.mul_(max_norm / norm)
         shared.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -19,9 +19,11 @@ checkpoint.pt, args.json and video/.
 
 Differences from the paper
  1. Adam is the default optimizer; `--optimizer rmsprop` is the A3C paper's.
- 2. Three separate networks for the policy's mean, V and A; the paper's share a body.
+ 2. Three separate networks for the policy's mean, V and A, of two hidden layers of 128 ReLU units
+    each; the paper's share a body.
  3. Observations are normalised by the running mean and variance of all workers' observations.
- 4. Replay is larger than the paper's 5,000 steps a worker, and its ratio higher.
+ 4. Replay is larger than the paper's 5,000 steps a worker, and its ratio higher; the learning rate
+    falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
 """
@@ -147,7 +149,7 @@ def build_parser() -> Parser:
     add = group.add_argument
     add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
     add("--learning-rate", type=positive, help="step size; 3e-4 for adam, 7e-4 for rmsprop")
-    add("--anneal-lr", action=flag, default=False, help="lower it linearly to 0 over the run")
+    add("--anneal-lr", action=flag, default=True, help="lower it linearly to 0 over the run")
     add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
 
     group = parser.add_argument_group("actor-critic")
@@ -167,7 +169,7 @@ def build_parser() -> Parser:
     add("--rho-clip", type=positive, default=5.0, help="truncation of importance weights [c]")
     add("--bias-correction", action=flag, default=True, help="correct what that truncation omits")
     add("--trust-region", action=flag, default=True, help="bound the change of the policy")
-    add("--trust-region-delta", type=positive, default=1.0, help="bound per state [δ]")
+    add("--trust-region-delta", type=positive, default=0.2, help="bound per state [δ]")
     add("--average-decay", type=share, default=0.995, help="average network, kept per update [α]")
     add("--policy-std", type=positive, default=0.3, help="of actions in [-1, 1], fixed [σ]")
     add("--dueling-samples", type=count, default=5, help="actions in Q's baseline [n]")
@@ -472,9 +474,9 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     """Make a network of two hidden layers; `gain` is the last layer's."""
     return nn.Sequential(
         initialise(nn.Linear(inputs, HIDDEN), 1.0),
-        nn.Tanh(),
+        nn.ReLU(),
         initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
-        nn.Tanh(),
+        nn.ReLU(),
         initialise(nn.Linear(HIDDEN, outputs), gain),
     )
 
@@ -645,15 +647,14 @@ def collect_segment(
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """Copy all weights, in place."""
-    for to, of in zip(target.parameters(), source.parameters(), strict=True):
-        to.copy_(of)
+    torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
 @torch.no_grad()
 def update_average(average_model: nn.Module, shared_model: nn.Module, decay: float) -> None:
     """Move the average network towards the shared one, in place: θ_a ← α θ_a + (1 − α) θ."""
-    for average, shared in zip(average_model.parameters(), shared_model.parameters(), strict=True):
-        average.lerp_(shared, 1 - decay)
+    average, shared = list(average_model.parameters()), list(shared_model.parameters())
+    torch._foreach_lerp_(average, shared, 1 - decay)
 
 
 def apply_gradients(
@@ -671,11 +672,11 @@ def apply_gradients(
     if not norm.isfinite():
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         raise FloatingPointError(f"the gradient is not finite ({', '.join(bad) or 'its norm'})")
+    if norm > max_norm:
+        torch._foreach_mul_(list(gradients.values()), max_norm / norm)
     for (name, gradient), shared in zip(gradients.items(), shared_model.parameters(), strict=True):
         if gradient.stride() != shared.stride():
             raise RuntimeError(f"{name}: gradient strides {gradient.stride()}, {shared.stride()}")
-        if norm > max_norm:
-            gradient.mul_(max_norm / norm)
         shared.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
