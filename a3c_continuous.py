@@ -153,7 +153,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("actor-critic")
     add = group.add_argument
     add("--gamma", type=share, default=0.99, help="discount per agent step [γ]")
-    add("--num-steps", type=count, default=50, help="agent steps in a segment, at most [k]")
+    add("--num-steps", type=count, default=20, help="agent steps in a segment, at most [k]")
     add("--ent-coef", type=number(float, 0), default=1e-4, help="entropy bonus [β]")
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value's squared error")
     add("--normalize-obs", action=flag, default=True, help="running mean 0, variance 1")
@@ -307,9 +307,9 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     """Make a network of two hidden layers; `gain` is the last layer's."""
     return nn.Sequential(
         initialise(nn.Linear(inputs, HIDDEN), 1.0),
-        nn.ReLU(),
+        nn.Tanh(),
         initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
-        nn.ReLU(),
+        nn.Tanh(),
         initialise(nn.Linear(HIDDEN, outputs), gain),
     )
 

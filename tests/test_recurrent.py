@@ -251,9 +251,17 @@ ARGV = "--env-id memory:Remember-v0 --seed 1 --num-workers 2 --learning-rate 1e-
 
 
 def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_too(tmp_path):
-    """Chance is 0 with a standard error of 0.1 over 100 games."""
-    argv = [*ARGV.split(), "--total-timesteps", "20000", "--run-dir", str(tmp_path / "run")]
-    run_dir = script.train(script.parse_args(argv))
+    """Chance is 0 with a standard error of 0.1 over 100 games.
+
+    One worker alone learns after 6,000 to 26,000 steps, by its seed: so a run goes on until it has.
+    """
+    run_dir = tmp_path / "run"
+    start = [*ARGV.split(), "--run-dir", str(run_dir)]
+    for budget in range(15_000, 90_000, 15_000):
+        script.train(script.parse_args([*start, "--total-timesteps", str(budget)]))
+        if last_returns(run_dir, 100).mean() > 0.8:
+            break
+        start = ["--resume", str(run_dir)]
     assert last_returns(run_dir, 100).mean() > 0.8
     argv = ["--evaluate", str(run_dir), "--eval-episodes", "20", "--greedy"]
     assert np.mean(script.evaluate(script.parse_args(argv))) > 0.8
@@ -262,9 +270,14 @@ def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_t
 def test_without_its_state_it_stays_at_chance(tmp_path, monkeypatch):
     """The same script, its LSTM started afresh at every step: nothing else tells the cue."""
     text = (ROOT / "a3c_recurrent_atari.py").read_text()
-    line = "features, state = self.lstm(self.body(x), state)"
+    line = "features = self.body(x)\n"
     assert text.count(line) == 1
-    forgetful = text.replace(line, "features = self.lstm(self.body(x)[None])[0][0]")
+    forgetful = text.replace(line, "features = self.lstm(self.body(x)[None])[0][0]\n")
+    start, end = (
+        forgetful.index("        if len(features) == 1"),
+        forgetful.index("        return self.p"),
+    )
+    forgetful = forgetful[:start] + forgetful[end:]
     (tmp_path / "forgetful.py").write_text(forgetful)
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("forgetful")
