@@ -18,10 +18,11 @@ checkpoint.pt, args.json and video/.
 
 Differences from the paper
  1. Adam is the default optimizer; `--optimizer rmsprop` is the paper's shared RMSProp.
- 2. Two hidden layers of 128 tanh units each for policy and value; the paper has one of 200 ReLU
-    units, and an LSTM.
+ 2. Two hidden layers of 128 units each, ReLU for the policy and tanh for the value; the paper has
+    one of 200 ReLU units, and an LSTM.
  3. Observations are normalised by the running mean and variance of all workers' observations.
- 4. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
+ 4. The learning rate falls to 0 over the run.
+ 5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
 """
 
@@ -303,13 +304,15 @@ def initialise(layer: nn.Module, gain: float) -> nn.Module:
     return layer
 
 
-def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+def mlp(
+    inputs: int, outputs: int, gain: float, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
     """Make a network of two hidden layers; `gain` is the last layer's."""
     return nn.Sequential(
         initialise(nn.Linear(inputs, HIDDEN), 1.0),
-        nn.Tanh(),
+        activation(),
         initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
-        nn.Tanh(),
+        activation(),
         initialise(nn.Linear(HIDDEN, outputs), gain),
     )
 
@@ -320,7 +323,7 @@ class ActorCritic(nn.Module):
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
         self.policy_net = mlp(obs_size, 2 * action_size, 0.01)  # starts with mean 0, σ² = log 2
-        self.value_net = mlp(obs_size, 1, 1.0)
+        self.value_net = mlp(obs_size, 1, 1.0, nn.Tanh)  # with ReLU it jumps about
 
     def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map [..., D] to the mean and σ, both [..., d]; σ² is a softplus."""

@@ -470,13 +470,15 @@ def initialise(layer: nn.Module, gain: float) -> nn.Module:
     return layer
 
 
-def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+def mlp(
+    inputs: int, outputs: int, gain: float, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
     """Make a network of two hidden layers; `gain` is the last layer's."""
     return nn.Sequential(
         initialise(nn.Linear(inputs, HIDDEN), 1.0),
-        nn.ReLU(),
+        activation(),
         initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
-        nn.ReLU(),
+        activation(),
         initialise(nn.Linear(HIDDEN, outputs), gain),
     )
 

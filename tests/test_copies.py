@@ -12,8 +12,8 @@ SCRIPTS = ["acer_atari.py", "a3c_recurrent_atari.py", "acer_continuous.py", "a3c
 # What truly differs between scripts, and nothing else: a name that no longer differs must go.
 DIFFERENT = {
     # settings, network, segment, worker
-    *("build_parser", "parse_args", "mlp", "ActorCritic", "Segment", "Shared", "collect_segment"),
-    *("learn", "summarise", "worker"),
+    *("build_parser", "parse_args", "ActorCritic", "Segment", "Shared", "collect_segment", "learn"),
+    *("summarise", "worker"),
     # loss, replay and environment of discrete and of continuous actions
     *("acer_loss", "a3c_loss", "ReplayBuffer", "make_env"),
     # the replay's memory and fill; the recurrent state in evaluation; which networks there are
