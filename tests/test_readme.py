@@ -35,19 +35,27 @@ def test_there_are_commands_for_each_script():
     assert {Path(shlex.split(command)[1]).stem for command in COMMANDS} == set(SCRIPTS)
 
 
+COLUMNS = ["acer_atari", "a3c_recurrent_atari", "acer_continuous", "a3c_continuous"]
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_flag_and_its_default_stand_in_the_tables(name):
-    parser = importlib.import_module(name).build_parser()
-    for action in parser._actions:
+    script = importlib.import_module(name)
+    for action in script.build_parser()._actions:
         flag = action.option_strings[0]
         if flag == "-h":
             continue
         rows = [line for line in README.splitlines() if line.startswith(f"| `{flag}`")]
         assert len(rows) == 1, f"{flag} has {len(rows)} rows"
-        numeric = isinstance(action.default, int | float) and not isinstance(action.default, bool)
-        if numeric and flag != "--num-workers":
-            cells = [cell.strip().replace(",", "") for cell in rows[0].split("|")]
-            assert any(is_number(cell) and float(cell) == action.default for cell in cells), rows[0]
+        cell = rows[0].split("|")[3 + COLUMNS.index(name)].strip()
+        default = getattr(script.parse_args([]), action.dest)
+        if isinstance(default, bool):
+            assert cell == ("on" if default else "off"), rows[0]
+        elif isinstance(default, int | float) and flag != "--num-workers":
+            assert is_number(cell.replace(",", "")), rows[0]
+            assert float(cell.replace(",", "")) == default, rows[0]
+        else:
+            assert cell != "–", rows[0]
 
 
 def is_number(text: str) -> bool:
