@@ -59,7 +59,8 @@ def draw(title: str, runs: dict[str, list], games: int, x: str, y: str, path: Pa
                 width, alpha = (1.8, 1.0) if alone else (0.7, 0.5)
                 axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=name * alone or None)
             if len(curves) > 1:
-                grid = np.linspace(max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves))
+                first, last = max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves)
+                grid = np.linspace(first, last, 500)
                 mean = np.mean([np.interp(grid, at, curve) for at, curve in curves], axis=0)
                 axes.plot(grid, mean, color=colour, lw=2, label=name)
         axes.set_xlabel(label)
