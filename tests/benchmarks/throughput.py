@@ -133,7 +133,8 @@ def measure_script(script, args, seconds: float):
         processes.append(context.Process(target=run_worker, args=arguments, daemon=True))
         processes[-1].start()
         receivers.append(receiver)
-    while shared.steps() < getattr(args, "replay_start", 0) + 500 * args.num_workers:
+    warm = getattr(args, "replay_start", 0) + 500 * args.num_workers
+    while shared.steps() < warm or shared.steps_taken.min() < 200:  # all have started
         time.sleep(0.1)
     start, first = time.perf_counter(), shared.steps()
     measuring.set()
