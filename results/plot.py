@@ -27,6 +27,14 @@ LABELS = {
 PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 GREY = dict.fromkeys(PARTS, "#808080")  # reads on light and on dark pages
 COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
+AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
+ABLATION_STEPS = 600_000
+ABLATION = {  # files, colour
+    "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
+    "4, no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
+    "1": ("ablation/replay_ratio_1_seed*.csv", "#2ca02c"),
+    "0": ("ablation/replay_ratio_0_seed*.csv", "#ff7f0e"),
+}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -44,37 +52,54 @@ def running_mean(values: np.ndarray, games: int) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def draw(title: str, runs: dict[str, list], games: int, x: str, y: str, path: Path) -> None:
-    """Draw all runs of a game, on a transparent ground."""
-    divisor, label = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}[x]
+def smooth(run: dict, games: int, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a run's curve: where, and the mean of its last games there."""
+    return run[x] / AXES[x][0], running_mean(run[y], games)
+
+
+def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
+    """Draw the curves of one setting's seeds, thin, and their mean where all of them are."""
+    name = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
+    for at, mean in curves:
+        alone = len(curves) == 1
+        width, alpha = (1.8, 1.0) if alone else (0.7, 0.5)
+        axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=name * alone or None)
+    if len(curves) > 1:
+        first, last = max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves)
+        grid = np.linspace(first, last, 500)
+        mean = np.mean([np.interp(grid, at, curve) for at, curve in curves], axis=0)
+        axes.plot(grid, mean, color=colour, lw=2, label=name)
+
+
+def draw(title: str, settings: dict[str, tuple], games: int, panels: list[tuple], path) -> None:
+    """Draw a picture on a transparent ground.
+
+    Args:
+        title: of the picture.
+        settings: a name in the legend: the colour, and the runs of its seeds.
+        games: in a curve's running mean.
+        panels: columns of episodes.csv to draw against each other, x and y.
+        path: of the PNG.
+    """
     with mpl.rc_context(GREY):
-        figure, axes = plt.subplots(figsize=(7, 3.6), dpi=130)
-        for script, seeds in runs.items():
-            colour = COLOURS[script.partition("_")[0]]
-            curves = [(run[x] / divisor, running_mean(run[y], games)) for run in seeds]
-            count = f"{len(curves)} seed{'s' * (len(curves) > 1)}"
-            name = f"{LABELS[script]}, {count}"
-            for at, mean in curves:
-                alone = len(curves) == 1
-                width, alpha = (1.8, 1.0) if alone else (0.7, 0.5)
-                axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=name * alone or None)
-            if len(curves) > 1:
-                first, last = max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves)
-                grid = np.linspace(first, last, 500)
-                mean = np.mean([np.interp(grid, at, curve) for at, curve in curves], axis=0)
-                axes.plot(grid, mean, color=colour, lw=2, label=name)
-        axes.set_xlabel(label)
-        axes.set_ylabel(f"{y}, mean of {games} games")
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+        figure, row = plt.subplots(
+            1, len(panels), figsize=(7 if len(panels) == 1 else 10, 3.6), dpi=130, squeeze=False
+        )
+        for axes, (x, y) in zip(row[0], panels, strict=True):
+            for name, (colour, runs) in settings.items():
+                draw_runs(axes, [smooth(run, games, x, y) for run in runs], name, colour)
+            axes.set_xlabel(AXES[x][1])
+            axes.set_ylabel(f"{y}, mean of {games} games")
+            axes.grid(alpha=0.25)
+        row[0][0].legend(frameon=False)
+        figure.suptitle(title, fontsize=10)
         figure.tight_layout()
         figure.savefig(path, transparent=True)
         plt.close(figure)
 
 
-def main() -> None:
-    """Draw every game's curves."""
+def draw_games() -> None:
+    """Draw every game's curves, both scripts in one picture."""
     found = defaultdict(lambda: defaultdict(list))
     for path in sorted(HERE.glob("curves/*.csv")):
         script, game = re.fullmatch(
@@ -82,13 +107,27 @@ def main() -> None:
         ).groups()
         found[game][script].append(read(path))
     for game, runs in found.items():
+        settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in runs}
         atari = any("atari" in script for script in runs)
-        title, games = (f"{game.capitalize()}, 2 workers", 100) if atari else (game, 20)
-        draw(title, runs, games, "step", "return", HERE / f"{game}_return.png")
-        if atari:
-            draw(title, runs, games, "step", "length", HERE / f"{game}_length.png")
-            draw(title, runs, games, "seconds", "return", HERE / f"{game}_hours.png")
+        title, games = (game.replace("_", " ").title(), 100) if atari else (game, 20)
+        panels = [("step", "return"), ("seconds", "return")][: 1 + atari]
+        draw(title, settings, games, panels, HERE / f"{game}_return.png")
+        if any(np.ptp(run["length"]) for seeds in runs.values() for run in seeds):
+            draw(title, settings, games, [("step", "length")], HERE / f"{game}_length.png")
+
+
+def draw_ablation() -> None:
+    """Draw what replay and the trust region bring on Pong."""
+    settings = {}
+    for name, (pattern, colour) in ABLATION.items():
+        runs = [read(path) for path in sorted(HERE.glob(pattern))]
+        if runs:
+            runs = [{k: v[run["step"] <= ABLATION_STEPS] for k, v in run.items()} for run in runs]
+            settings[name] = colour, runs
+    title = "ACER on Pong"
+    draw(title, settings, 100, [("step", "return"), ("seconds", "return")], HERE / "ablation.png")
 
 
 if __name__ == "__main__":
-    main()
+    draw_games()
+    draw_ablation()
