@@ -154,7 +154,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("optimizer")
     add = group.add_argument
     add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
-    add("--learning-rate", type=positive, help="step size; 1e-4 for adam, 7e-4 for rmsprop")
+    add("--learning-rate", type=positive, help="step size; 2.5e-4 for adam, 7e-4 for rmsprop")
     add("--anneal-lr", action=flag, default=False, help="lower it linearly to 0 over the run")
     add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
 
@@ -203,7 +203,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
                 flag = "--" + name.replace("_", "-")
                 parser.error(f"{source} was trained with {flag} {saved[name]}: leave {flag} out")
     if args.learning_rate is None:
-        args.learning_rate = {"adam": 1e-4, "rmsprop": 7e-4}[args.optimizer]
+        args.learning_rate = {"adam": 2.5e-4, "rmsprop": 7e-4}[args.optimizer]
     if args.replay_start > args.replay_size:
         parser.error(
             f"--replay-start {args.replay_start} is above --replay-size {args.replay_size}"

@@ -7,9 +7,11 @@ Thin lines are single seeds; with several of them, the thick one is their mean. 
 """
 
 import csv
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +30,7 @@ PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytic
 GREY = dict.fromkeys(PARTS, "#808080")  # reads on light and on dark pages
 COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
+OVERVIEW = ["pong", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
 ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
     "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
@@ -52,9 +55,14 @@ def running_mean(values: np.ndarray, games: int) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def smooth(run: dict, games: int, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a run's curve: where, and the mean of its last games there."""
-    return run[x] / AXES[x][0], running_mean(run[y], games)
+class Panel(NamedTuple):
+    """One diagram of a picture."""
+
+    title: str
+    settings: dict[str, tuple]  # a name in the legend: the colour, and the runs of its seeds
+    games: int  # in a curve's running mean
+    x: str  # columns of episodes.csv
+    y: str
 
 
 def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
@@ -71,35 +79,41 @@ def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
         axes.plot(grid, mean, color=colour, lw=2, label=name)
 
 
-def draw(title: str, settings: dict[str, tuple], games: int, panels: list[tuple], path) -> None:
-    """Draw a picture on a transparent ground.
-
-    Args:
-        title: of the picture.
-        settings: a name in the legend: the colour, and the runs of its seeds.
-        games: in a curve's running mean.
-        panels: columns of episodes.csv to draw against each other, x and y.
-        path: of the PNG.
-    """
+def draw(path: Path, panels: list[Panel], columns: int) -> None:
+    """Draw a picture on a transparent ground."""
+    rows = math.ceil(len(panels) / columns)
+    size = (7, 3.6) if len(panels) == 1 else (5 * columns, 3.3 * rows)
     with mpl.rc_context(GREY):
-        figure, row = plt.subplots(
-            1, len(panels), figsize=(7 if len(panels) == 1 else 10, 3.6), dpi=130, squeeze=False
-        )
-        for axes, (x, y) in zip(row[0], panels, strict=True):
-            for name, (colour, runs) in settings.items():
-                draw_runs(axes, [smooth(run, games, x, y) for run in runs], name, colour)
-            axes.set_xlabel(AXES[x][1])
-            axes.set_ylabel(f"{y}, mean of {games} games")
+        figure, grid = plt.subplots(rows, columns, figsize=size, dpi=130, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            (divisor, label), games = AXES[panel.x], panel.games
+            for name, (colour, runs) in panel.settings.items():
+                curves = [
+                    (run[panel.x] / divisor, running_mean(run[panel.y], games)) for run in runs
+                ]
+                draw_runs(axes, curves, name, colour)
+            axes.set_title(panel.title, fontsize=10)
+            axes.set_xlabel(label)
+            axes.set_ylabel(f"{panel.y}, mean of {games} games")
             axes.grid(alpha=0.25)
-        row[0][0].legend(frameon=False)
-        figure.suptitle(title, fontsize=10)
+            axes.legend(frameon=False, fontsize=9)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
         figure.tight_layout()
         figure.savefig(path, transparent=True)
         plt.close(figure)
 
 
+def games_panel(game: str, runs: dict[str, list], x: str, y: str) -> Panel:
+    """Show both scripts on a game."""
+    settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in runs}
+    atari = any("atari" in script for script in runs)
+    title, games = (game.replace("_", " ").title(), 100) if atari else (game, 20)
+    return Panel(title, settings, games, x, y)
+
+
 def draw_games() -> None:
-    """Draw every game's curves, both scripts in one picture."""
+    """Draw every game's curves, and some of them side by side."""
     found = defaultdict(lambda: defaultdict(list))
     for path in sorted(HERE.glob("curves/*.csv")):
         script, game = re.fullmatch(
@@ -107,13 +121,14 @@ def draw_games() -> None:
         ).groups()
         found[game][script].append(read(path))
     for game, runs in found.items():
-        settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in runs}
         atari = any("atari" in script for script in runs)
-        title, games = (game.replace("_", " ").title(), 100) if atari else (game, 20)
-        panels = [("step", "return"), ("seconds", "return")][: 1 + atari]
-        draw(title, settings, games, panels, HERE / f"{game}_return.png")
+        axes = ("step", "seconds") if atari else ("step",)
+        panels = [games_panel(game, runs, x, "return") for x in axes]
+        draw(HERE / f"{game}_return.png", panels, len(panels))
         if any(np.ptp(run["length"]) for seeds in runs.values() for run in seeds):
-            draw(title, settings, games, [("step", "length")], HERE / f"{game}_length.png")
+            draw(HERE / f"{game}_length.png", [games_panel(game, runs, "step", "length")], 1)
+    overview = [games_panel(game, found[game], "step", "return") for game in OVERVIEW]
+    draw(HERE / "overview.png", overview, 2)
 
 
 def draw_ablation() -> None:
@@ -124,8 +139,8 @@ def draw_ablation() -> None:
         if runs:
             runs = [{k: v[run["step"] <= ABLATION_STEPS] for k, v in run.items()} for run in runs]
             settings[name] = colour, runs
-    title = "ACER on Pong"
-    draw(title, settings, 100, [("step", "return"), ("seconds", "return")], HERE / "ablation.png")
+    panels = [Panel("ACER on Pong", settings, 100, x, "return") for x in ("step", "seconds")]
+    draw(HERE / "ablation.png", panels, 2)
 
 
 if __name__ == "__main__":
