@@ -1006,6 +1006,7 @@ def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
 @torch.no_grad()
 def evaluate(args: Namespace) -> list[float]:
     """Play whole games with a trained policy, rewards as they are; print and return the returns."""
+    torch.set_num_threads(1)  # for batches of one, more threads only wait for each other
     checkpoint = load_checkpoint(args.evaluate)
     # The spawn key sets these streams apart from every worker's.
     seeds = np.random.SeedSequence(args.seed, spawn_key=(0,)).generate_state(2)

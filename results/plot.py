@@ -33,8 +33,9 @@ AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # div
 OVERVIEW = ["pong", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
 ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
-    "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
+    "default: 4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
     "4, no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
+    "4, learning rate 1e-4": ("ablation/learning_rate_1e-4_seed*.csv", "#8c564b"),
     "1": ("ablation/replay_ratio_1_seed*.csv", "#2ca02c"),
     "0": ("ablation/replay_ratio_0_seed*.csv", "#ff7f0e"),
 }
@@ -132,7 +133,7 @@ def draw_games() -> None:
 
 
 def draw_ablation() -> None:
-    """Draw what replay and the trust region bring on Pong."""
+    """Draw what replay, the trust region and the learning rate do on Pong."""
     settings = {}
     for name, (pattern, colour) in ABLATION.items():
         runs = [read(path) for path in sorted(HERE.glob(pattern))]
