@@ -771,7 +771,8 @@ class RunLog:
         speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
         self.last = now, step
         self.writer.add_scalar("charts/SPS", speed, step)
-        left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-2))
+        seconds = max(0, self.total_timesteps - step) // max(speed, 1e-2)
+        left = timedelta(seconds=min(seconds, 1e9))  # a larger budget may take longer
         games = "no game over yet"
         if self.recent:
             mean_return, mean_length = np.mean(self.recent, axis=0)
@@ -850,14 +851,14 @@ def evaluate(args: Namespace) -> list[float]:
 
 
 def make_run_dir(args: Namespace) -> Path:
-    """Return a resumed run's folder, or make a new one; one that holds a run is refused."""
-    if args.resume:
-        return Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
+    """Make the run's folder, or find a resumed one's; one that holds another run is refused."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
+    if args.resume:
+        run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with open(run_dir / "args.json", "x") as file:
+        with open(run_dir / "args.json", "w" if args.resume else "x") as file:
             json.dump(vars(args), file, indent=2, sort_keys=True)
     except FileExistsError:
         fail(f"{run_dir} holds a run already: give another --run-dir, or --resume {run_dir}")

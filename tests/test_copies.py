@@ -20,6 +20,13 @@ DIFFERENT = {
     *("RunLog", "evaluate", "make_shared", "train"),
 }
 
+ALIKE = {  # of these, what two scripts have in common all the same
+    ("acer_atari.py", "a3c_recurrent_atari.py"): {"make_env"},
+    ("acer_continuous.py", "a3c_continuous.py"): {"make_env"},
+    ("acer_atari.py", "acer_continuous.py"): {"RunLog", "summarise"},
+    ("a3c_recurrent_atari.py", "a3c_continuous.py"): {"RunLog", "summarise", "learn", "parse_args"},
+}
+
 
 def definitions(source: str) -> dict[str, str]:
     """Return the text of every top-level definition, with the comments and decorators above it."""
@@ -71,6 +78,14 @@ def test_definitions_of_the_same_name_are_the_same_text():
     assert sources
     wrong = complaints(sources, DIFFERENT)
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("pair", ALIKE, ids=" ".join)
+def test_what_two_scripts_have_in_common_is_the_same_text(pair):
+    first, second = (definitions((ROOT / script).read_text()) for script in pair)
+    assert ALIKE[pair] <= DIFFERENT
+    for name in ALIKE[pair]:
+        assert first[name] == second[name]
 
 
 SAMPLE = '''

@@ -6,7 +6,10 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
+import a3c_recurrent_atari
+import acer_atari
 from acer_atari import AtariGame, FrameStack, make_env
 
 
@@ -186,6 +189,20 @@ def test_returns_are_of_whole_games_and_unclipped_while_the_learner_sees_signs()
     assert lost == 3
     assert set(seen) == {0.0, 1.0}
     assert episode["r"] > 5 * sum(seen) > 0, "an alien is worth 5 to 30"
+
+
+@pytest.mark.parametrize("script", [acer_atari, a3c_recurrent_atari], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(("env_id", "terminated"), [("Counting", False), ("DelayedCue", True)])
+def test_a_time_limit_bootstraps_and_an_end_does_not(script, env_id, terminated):
+    """Counting runs out of time after ten steps, DelayedCue ends after seven."""
+    env = script.make_env(f"toys:{env_id}-v0", 0)
+    model, generator = script.ActorCritic(2), torch.Generator().manual_seed(0)
+    state = [model.initial_state()] if script is a3c_recurrent_atari else []
+    observation, _ = env.reset()
+    segment, *_, episode = script.collect_segment(env, model, observation, *state, 20, generator)
+    assert segment.terminated is terminated
+    assert len(segment.rewards) == episode["l"] == (7 if terminated else 10)
+    assert len(segment.observations) == episode["l"] + 1
 
 
 def test_rewards_are_as_they_are_without_clipping():

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from harness import SCRIPTS, Run, alive, module, tiny, toy, wait_for, workers_of
+from harness import ROOT, SCRIPTS, Run, alive, module, tiny, toy, wait_for, workers_of
 
 LONG = "--total-timesteps 1000000 --num-workers 2 --log-interval 0.2"
 
@@ -101,6 +101,24 @@ def test_workers_end_when_the_main_process_is_killed_and_the_checkpoint_is_good(
     os.kill(run.pid, signal.SIGKILL)
     wait_for(lambda: not any(alive(pid) for pid in workers), seconds=10)
     assert steps_kept(tmp_path) > 0
+
+
+def test_a_worker_that_does_not_stop_is_killed(tmp_path):
+    """An environment that blocks for ever ends with the run, which says so."""
+    source = (ROOT / "acer_atari.py").read_text()
+    hasty = source.replace("SECONDS_TO_STOP = 30", "SECONDS_TO_STOP = 1")
+    assert hasty != source
+    (tmp_path / "stuck.py").write_text(hasty)
+    flags = f"--num-workers 2 --log-interval 0.2 --env-id {toy('acer_atari', 'Stuck')}"
+    run = Run(str(tmp_path / "stuck"), tiny("acer_atari", tmp_path / "run", flags), tmp_path)
+    try:
+        wait_for(lambda: steps_printed(run) >= 30)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait() == 1
+    finally:
+        run.kill_group()
+    assert "died: exit code -9" in run.errors.read_text()
+    assert steps_kept(tmp_path) >= 30
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -74,3 +74,16 @@ def test_a_scheduler_that_the_user_chose_is_left_alone():
     change, policy, turn = run(TURNS.format(policy=batch, number=ATTRIBUTES))
     assert (change, policy) == ("0", str(batch))
     assert turn != "100000000"
+
+
+WORKER = """
+import acer_atari, torch
+def worker(rank, args, shared, connection):
+    print(torch.get_num_threads(), float(torch.tensor([1e-38]).mul(1e-3)))
+acer_atari.worker = worker
+acer_atari.run_worker(0, acer_atari.parse_args([]), None, None)
+"""
+
+
+def test_a_worker_has_one_thread_and_no_denormal_numbers():
+    assert run(WORKER, OMP_NUM_THREADS="2") == ["1", "0.0"]

@@ -166,6 +166,7 @@ def test_a_run_goes_on_where_it_stopped(copied):
     assert "5" not in {game["return"] for game in games}
     assert after["args"]["num_steps"] == 5, "settings are the run's own"
     assert after["args"]["num_workers"] == 2, "unless a flag changes one"
+    assert json.loads((run_dir / "args.json").read_text()) == after["args"]
     steps = [event.step for event in scalars(run_dir)["charts/episodic_return"]]
     assert sorted(steps) == sorted(int(game["step"]) for game in games)
     if "average_model" in before:
