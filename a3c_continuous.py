@@ -20,11 +20,13 @@ Differences from the paper
  1. Adam is the default optimizer; `--optimizer rmsprop` is the paper's shared RMSProp.
  2. Two hidden layers of 128 units each, ReLU for the policy and tanh for the value; the paper has
     one of 200 ReLU units, and an LSTM.
- 3. Observations are normalised by the running mean and variance of all workers' observations.
+ 3. Observations are normalised by the running mean and variance of all workers' observations;
+    rewards are scaled by `reward_scale`, 0.1.
  4. The policy's σ is at least 0.1, the entropy bonus 10⁻³ (paper: 10⁻⁴), and the learning rate
     falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
+ 6. Orthogonal initial weights.
 """
 
 import argparse

@@ -27,6 +27,7 @@ Differences from the paper
     is pressed after a reset and after a lost life, or Breakout would stand still.
  6. A segment ends with the life or game; its losses are divided by `num_steps`, whatever its
     length, so that every state weighs the same.
+ 7. Orthogonal initial weights.
 """
 
 import argparse

@@ -21,11 +21,13 @@ Differences from the paper
  1. Adam is the default optimizer; `--optimizer rmsprop` is the A3C paper's.
  2. Three separate networks for the policy's mean, V and A, of two hidden layers of 128 ReLU units
     each; the paper's share a body.
- 3. Observations are normalised by the running mean and variance of all workers' observations.
+ 3. Observations are normalised by the running mean and variance of all workers' observations;
+    rewards are scaled by `reward_scale`, 0.1.
  4. Replay is larger than the paper's 5,000 steps a worker, and its ratio higher; the learning rate
     falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
+ 6. Orthogonal initial weights.
 """
 
 import argparse
