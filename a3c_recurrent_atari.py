@@ -792,7 +792,7 @@ class RunLog:
         self.last = now, step
         self.writer.add_scalar("charts/SPS", speed, step)
         seconds = max(0, self.total_timesteps - step) // max(speed, 1e-2)
-        left = timedelta(seconds=min(seconds, 1e9))  # a larger budget may take longer
+        left = timedelta(seconds=min(seconds, 1e9)) if speed else "unknown time"
         games = "no game over yet"
         if self.recent:
             mean_return, mean_length = np.mean(self.recent, axis=0)
