@@ -18,13 +18,13 @@ checkpoint.pt, args.json and video/.
 
 Differences from the paper
  1. Adam is the default optimizer; `--optimizer rmsprop` is the paper's shared RMSProp.
- 2. The LSTM sees a stack of the last four frames, as the feed-forward network does, less the
-    stack's mean brightness.
+ 2. The LSTM sees a stack of the last four frames, as the feed-forward network does.
  3. A lost life ends a segment with value 0, as if the game had ended, but the game and the LSTM's
     state go on; FIRE is pressed after a reset and after a lost life.
  4. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
- 5. Orthogonal initial weights, forget gates with a bias of 1.
+ 5. Orthogonal initial weights, forget gates with a bias of 1; the network sees a stack of frames
+    less its mean brightness.
 """
 
 import argparse
