@@ -27,7 +27,7 @@ Differences from the paper
     is pressed after a reset and after a lost life, or Breakout would stand still.
  6. A segment ends with the life or game; its losses are divided by `num_steps`, whatever its
     length, so that every state weighs the same.
- 7. Orthogonal initial weights; the networks see a stack of frames less its mean brightness.
+ 7. Orthogonal initial weights.
 """
 
 import argparse
@@ -433,7 +433,6 @@ class ActorCritic(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, 4, 84, 84] to π and Q, both [N, A]."""
         x = observations.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-        x -= x.mean((1, 2, 3), keepdim=True)  # a bright ground drives units to 0 for good
         features = self.body(x)
         return self.policy(features).softmax(1), self.q(features)
 

@@ -35,6 +35,7 @@ ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
     "default: 4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
     "4, no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
+    "4, brightness subtracted": ("ablation/brightness_subtracted_seed*.csv", "#17becf"),
     "4, learning rate 1e-4": ("ablation/learning_rate_1e-4_seed*.csv", "#8c564b"),
     "1": ("ablation/replay_ratio_1_seed*.csv", "#2ca02c"),
     "0": ("ablation/replay_ratio_0_seed*.csv", "#ff7f0e"),
