@@ -33,7 +33,7 @@ AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # div
 OVERVIEW = ["pong", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
 ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
-    "default: 4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
+    "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
     "4, no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
     "4, brightness subtracted": ("ablation/brightness_subtracted_seed*.csv", "#17becf"),
     "4, learning rate 1e-4": ("ablation/learning_rate_1e-4_seed*.csv", "#8c564b"),
@@ -98,7 +98,7 @@ def draw(path: Path, panels: list[Panel], columns: int) -> None:
             axes.set_xlabel(label)
             axes.set_ylabel(f"{panel.y}, mean of {games} games")
             axes.grid(alpha=0.25)
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=8)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         figure.tight_layout()
