@@ -791,8 +791,10 @@ class RunLog:
         speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
         self.last = now, step
         self.writer.add_scalar("charts/SPS", speed, step)
-        seconds = max(0, self.total_timesteps - step) // max(speed, 1e-2)
-        left = timedelta(seconds=min(seconds, 1e9)) if speed else "unknown time"
+        left = "unknown time"
+        if speed:  # the bound, 30 years, is for budgets beyond what timedelta can hold
+            seconds = max(0, self.total_timesteps - step) // speed
+            left = timedelta(seconds=min(seconds, 1e9))
         games = "no game over yet"
         if self.recent:
             mean_return, mean_length = np.mean(self.recent, axis=0)
