@@ -1241,12 +1241,15 @@ def train(args: Namespace) -> Path:
         }
         save_checkpoint(run_dir / "checkpoint.pt", contents)
 
-    received: list[int] = []
+    received: list[tuple[int, float]] = []  # signals, and when they came
 
     def request_stop(signum, frame) -> None:
-        received.append(signum)
+        received.append((signum, time.monotonic()))
         shared.stop.fill_(True)
-        signal.signal(signum, signal.SIG_DFL)  # a second one ends at once
+        # A second one ends at once; but `timeout` and other wrappers send the first one twice.
+        if received[-1][1] - received[0][1] > 1:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
 
     workers = {}
     # Ignored while the workers start, for they inherit that: only this process is to react.
@@ -1269,7 +1272,7 @@ def train(args: Namespace) -> Path:
         fail(f"{failure}\nwhat was learned until step {shared.steps():,} is kept; {resume}")
     if received:
         print(f"stopped at step {shared.steps():,}; {resume}", flush=True)
-        sys.exit(128 + received[0])
+        sys.exit(128 + received[0][0])
     print(f"finished; play with: python {SCRIPT} --evaluate {run_dir}", flush=True)
     return run_dir
 

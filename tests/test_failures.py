@@ -65,6 +65,28 @@ def test_a_signal_to_the_whole_group_stops_all_and_keeps_what_was_learned(
     assert steps_kept(tmp_path) > 100
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_one_signal_that_comes_twice_stops_as_one_does(name, start, tmp_path):
+    """The command `timeout` signals the process and then its group, within milliseconds."""
+    run = start(name, LONG)
+    learning(run)
+    os.kill(run.pid, signal.SIGINT)
+    time.sleep(0.01)
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130
+    assert run.errors.read_text() == ""
+    assert steps_kept(tmp_path) > 100
+
+
+def test_a_second_signal_that_comes_later_ends_the_run_at_once(start):
+    run = start("acer_atari", f"{LONG} --env-id {toy('acer_atari', 'Stuck')}")
+    wait_for(lambda: steps_printed(run) >= 30)
+    os.kill(run.pid, signal.SIGINT)
+    time.sleep(1.5)
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == -signal.SIGINT
+
+
 def test_a_signal_while_the_workers_still_start_is_obeyed(start, tmp_path):
     run = start("acer_atari", LONG)
     wait_for(lambda: len(workers_of(run.pid)) == 2)
