@@ -808,27 +808,6 @@ class AtariGame(gym.Wrapper):
         return observation, reward, terminated, truncated, info | {"life_lost": life_lost}
 
 
-class FrameStack(gym.Wrapper):
-    """Observe the last four frames; a game's first frame stands in for those before it."""
-
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        self.observation_space = gym.spaces.Box(0, 255, (STACK, SCREEN, SCREEN), np.uint8)
-        self.stack = np.zeros((STACK, SCREEN, SCREEN), np.uint8)
-
-    def reset(self, **kwargs):
-        """Start a game with four copies of its first frame."""
-        frame, info = self.env.reset(**kwargs)
-        self.stack = np.stack([frame] * STACK)
-        return self.stack, info
-
-    def step(self, action):
-        """Push a frame into a new stack; those returned before stay as they are."""
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        self.stack = np.concatenate([self.stack[1:], frame[None]])
-        return self.stack, reward, terminated, truncated, info
-
-
 def make_env(
     env_id: str, seed: int, reward_clip: bool = False, render_mode: str | None = None
 ) -> gym.Env:
@@ -868,7 +847,8 @@ def make_env(
         env = AtariGame(env)
     if reward_clip:
         env = gym.wrappers.TransformReward(env, np.sign)
-    env = FrameStack(env)
+    # A game's first frame stands in for those before it.
+    env = gym.wrappers.FrameStackObservation(env, STACK, padding_type="reset")
     env.reset(seed=seed)
     return env
 

@@ -10,7 +10,7 @@ import torch
 
 import a3c_recurrent_atari
 import acer_atari
-from acer_atari import AtariGame, FrameStack, make_env
+from acer_atari import AtariGame, make_env
 
 
 class ScriptedGame(gym.Env):
@@ -42,6 +42,9 @@ class ScriptedGame(gym.Env):
         self.actions.append(int(action))
         reward, lives, terminated, truncated = self.script[len(self.actions) - 1]
         return self.screen(), reward, terminated, truncated, {"lives": lives}
+
+
+gym.register("Scripted-v0", lambda: ScriptedGame([(0, 3, False, False)] * 6))
 
 
 def play(env, actions):
@@ -117,15 +120,16 @@ def test_the_last_observation_of_a_game_is_its_last_screen(end):
     assert np.all(observation == 200)
 
 
-def test_a_stack_holds_the_last_four_frames_and_begins_with_copies_of_the_first():
-    env = FrameStack(ScriptedGame([(0, 3, False, False)] * 6))
+@pytest.mark.parametrize("script", [acer_atari, a3c_recurrent_atari])
+def test_a_stack_holds_the_last_four_frames_and_begins_with_copies_of_the_first(script):
+    env = script.make_env("Scripted-v0", seed=0)
     observation, _ = env.reset()
     seen = [observation] + [env.step(0)[0] for _ in range(5)]
     firsts = [observation[:, 0, 0].tolist() for observation in seen]
     assert firsts[:4] == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3]]
     assert firsts[-1] == [2, 3, 4, 5]
-    env.reset()
-    assert env.stack[:, 0, 0].tolist() == [5] * 4
+    again, _ = env.reset()
+    assert again[:, 0, 0].tolist() == [5] * 4
     assert env.observation_space.contains(observation)
 
 
