@@ -67,6 +67,30 @@ def test_a_time_limit_bootstraps_and_an_end_does_not(script):
         assert len(segment.observations) == len(segment.rewards) + 1 == int(episode["l"]) + 1
 
 
+def test_the_learner_keeps_actions_as_sampled_where_the_environment_clips(script, monkeypatch):
+    """The density of an action is that of what was drawn, not of what the bounds left of it."""
+    env = script.make_env("boxes:Asymmetric-v0", 0)
+    model = script.ActorCritic(4, 3)
+    acer = script.SCRIPT == "acer_continuous.py"
+    mean = torch.full((3,), 3.0)
+    if acer:
+        monkeypatch.setattr(model.policy, "forward", lambda x: mean)
+    else:
+        monkeypatch.setattr(model, "policy", lambda x: (mean, torch.ones(3)))
+    normalizer = script.ObservationStatistics(1, 4, False).normalizer()
+    generator = torch.Generator().manual_seed(0)
+    observation, _ = env.reset()
+    segment, _ = script.collect_segment(
+        env, model, normalizer, observation, 4, *([1.0] if acer else []), generator
+    )
+    drawn = 3 + torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert (drawn > 1).float().mean() > 0.9
+    torch.testing.assert_close(segment.actions, drawn)
+    bounds = torch.tensor([[-2.0, 0, 10], [0, 4, 11]])  # the environment shows what it was given
+    received = bounds[0] + (drawn.clamp(-1, 1) + 1) / 2 * (bounds[1] - bounds[0])
+    torch.testing.assert_close(segment.observations[1:, :3], received)
+
+
 @pytest.mark.parametrize("env_id", TASKS)
 def test_real_physics_trains_and_leaves_no_file_behind(
     script, env_id, tmp_path, monkeypatch, capfd

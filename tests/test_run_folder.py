@@ -103,6 +103,7 @@ def test_the_settings_are_kept_and_the_checkpoint_holds_plain_values(finished):
     assert contents["seconds"] > 0
     leftovers = [path.name for path in run_dir.iterdir() if path.suffix == ".tmp"]
     assert leftovers == []
+    assert len(list(run_dir.glob("events*"))) == 1, "one writer for the whole run"
 
 
 def tensors(value) -> list[torch.Tensor]:
@@ -134,19 +135,25 @@ def weights(contents: dict) -> list[torch.Tensor]:
 def test_workers_and_seeds_have_streams_of_their_own(name, monkeypatch):
     """Seed + rank would give worker 1 of seed 1 what worker 0 of seed 2 has."""
     script = module(name)
-    seeds = []
+    make_env = script.make_env
+    games, actions = [], []
 
-    def record(env_id, seed, **kwargs):
-        seeds.append(seed)
+    def record_game(env_id, seed, **kwargs):
+        games.append(seed)
+        return make_env(env_id, seed, **kwargs)
+
+    def record_actions(*arguments):
+        actions.extend(x.initial_seed() for x in arguments if isinstance(x, torch.Generator))
         raise InterruptedError
 
-    monkeypatch.setattr(script, "make_env", record)
-    for seed, rank, start in itertools.product((1, 2, 3), (0, 1, 2), (0, 100)):
-        args = script.parse_args(["--seed", str(seed), "--num-workers", "1"])
-        shared = script.make_shared(args, *sizes(name), None)._replace(start=start)
+    monkeypatch.setattr(script, "make_env", record_game)
+    monkeypatch.setattr(script, "collect_segment", record_actions)
+    args = script.parse_args([*TINY[name].split(), "--num-workers", "3"])
+    shared = script.make_shared(args, *sizes(name), None)
+    for args.seed, rank, start in itertools.product((1, 2, 3), (0, 1, 2), (0, 100)):
         with pytest.raises(InterruptedError):
-            script.worker(rank, args, shared, None)
-    assert len(set(seeds)) == 18
+            script.worker(rank, args, shared._replace(start=start), None)
+    assert len(set(games + actions)) == 36
 
 
 def test_a_run_goes_on_where_it_stopped(copied):
