@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import SCRIPTS, module, tiny, toy
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="asked of Linux only")
@@ -87,3 +88,10 @@ acer_atari.run_worker(0, acer_atari.parse_args([]), None, None)
 
 def test_a_worker_has_one_thread_and_no_denormal_numbers():
     assert run(WORKER, OMP_NUM_THREADS="2") == ["1", "0.0"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_worker_does_not_load_the_compiler_that_torchs_own_optimizers_load(name, tmp_path):
+    script = module(name)
+    flags = f"--env-id {toy(name, 'Light')} --num-workers 1 --total-timesteps 150"
+    script.train(script.parse_args(tiny(name, tmp_path / "run", flags)))

@@ -1,5 +1,7 @@
 """Small environments of the tests' own, used as `--env-id toys:Id`."""
 
+import multiprocessing
+import sys
 import time
 
 import gymnasium as gym
@@ -114,6 +116,15 @@ class Stuck(DelayedCue):
         return super().step(action)
 
 
+class Light(DelayedCue):
+    """Refuse a new game to a worker that has loaded torch's compiler."""
+
+    def reset(self, *, seed=None, options=None):
+        if multiprocessing.parent_process() and "torch._dynamo" in sys.modules:
+            raise MemoryError("70 MB for nothing")
+        return super().reset(seed=seed, options=options)
+
+
 class InABox(gym.Wrapper):
     """The same environment for the scripts of continuous actions.
 
@@ -139,7 +150,7 @@ class InABox(gym.Wrapper):
         return self.features(), *rest
 
 
-ENVIRONMENTS = [DelayedCue, Failing, NotANumber, WrongScreen, Counting, Endless, Stuck]
+ENVIRONMENTS = [DelayedCue, Failing, NotANumber, WrongScreen, Counting, Endless, Stuck, Light]
 for environment in ENVIRONMENTS:
     name = environment.__name__
     gym.register(f"{name}-v0", environment)
