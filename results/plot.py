@@ -30,7 +30,7 @@ PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytic
 GREY = dict.fromkeys(PARTS, "#808080")  # reads on light and on dark pages
 COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
-OVERVIEW = ["pong", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
+OVERVIEW = ["pong", "breakout", "HalfCheetah-v5", "Hopper-v5"]
 ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
     "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),

@@ -2,6 +2,8 @@
 
 import copy
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -162,6 +164,48 @@ def test_two_processes_share_weights_moments_and_step_counts(kind):
             torch.testing.assert_close(ours[name], theirs[name])
     if kind is SharedAdam:
         assert all(int(state["step"]) == 6 for state in optimizer.state.values())
+
+
+def step_on_rare_gradients(p, optimizer, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(500):
+        p.grad = torch.zeros_like(p)
+        some = torch.randint(p.numel(), (20_000,), generator=generator)
+        p.grad.view(-1)[some] = 1e-2 * torch.randn(20_000, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [SharedAdam, SharedRMSprop])
+def test_steps_of_two_processes_at_the_same_time_stay_as_small_as_those_of_one(kind):
+    """One's m with the other's v would make steps that have no bound: weights of hundreds."""
+    p = torch.nn.Parameter(torch.zeros(512, 3136)).share_memory_()
+    optimizer = kind([p], lr=2.5e-4)
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=step_on_rare_gradients, args=(p, optimizer, seed)) for seed in (1, 2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert float(p.detach().abs().max()) < 0.1
+
+
+def hold(lock) -> None:
+    lock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_in_its_step_does_not_stop_the_others_for_ever():
+    model = network().share_memory()
+    optimizer = SharedAdam(model.parameters(), lr=1e-3)
+    process = multiprocessing.get_context("spawn").Process(target=hold, args=(optimizer.lock,))
+    process.start()
+    process.join()
+    before = copy.deepcopy(model)
+    step_alone(model, optimizer, [0])
+    assert not torch.equal(model.q.weight, before.q.weight)
 
 
 @pytest.mark.parametrize("kind", [SharedAdam, SharedRMSprop])
