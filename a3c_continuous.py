@@ -10,8 +10,8 @@ https://arxiv.org/abs/1602.01783, Algorithm S3 and section 9 of the supplement.
     python a3c_continuous.py --evaluate runs/NAME --greedy                # play, mean actions
 
 Every worker process owns an environment and a copy of the networks. It acts for at most
-`num_steps` steps, learns once from that segment, and steps the one shared set of weights.
-No one waits to learn.
+`num_steps` steps, learns once from that segment, and steps the one shared set of weights, in
+turns.
 
 A run writes into its own folder: TensorBoard events, episodes.csv (a line an episode),
 checkpoint.pt, args.json and video/.

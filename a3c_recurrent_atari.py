@@ -10,8 +10,8 @@ https://arxiv.org/abs/1602.01783, Algorithm S3 and section 5.1.
     python a3c_recurrent_atari.py --evaluate runs/NAME --capture-video    # play, write a GIF
 
 Every worker process owns an environment and a copy of the network. It acts for at most
-`num_steps` steps, learns once from that segment, and steps the one shared set of weights.
-No one waits to learn.
+`num_steps` steps, learns once from that segment, and steps the one shared set of weights, in
+turns.
 
 A run writes into its own folder: TensorBoard events, episodes.csv (a line a game),
 checkpoint.pt, args.json and video/.

@@ -12,7 +12,7 @@ https://arxiv.org/abs/1602.01783.
 
 Every worker process owns an environment, a replay buffer and a copy of the network. It acts for
 at most `num_steps` steps, learns once from that segment, then from about `replay_ratio` segments
-of its replay, and each time steps the one shared set of weights. No one waits to learn.
+of its replay, and each time steps the one shared set of weights, in turns.
 
 A run writes into its own folder: TensorBoard events, episodes.csv (a line a game),
 checkpoint.pt, args.json and video/.
