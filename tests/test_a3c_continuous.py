@@ -46,7 +46,7 @@ def test_the_loss_has_the_gradient_of_the_papers_equations(size, length, termina
         r += 0 if terminated else args.gamma ** (length - t) * float(model.value(x[length]))
         assert float(statistics["returns"][t]) == pytest.approx(r)
         policy, v = Independent(Normal(*model.policy(x[t])), 1), model.value(x[t])
-        one = -policy.log_prob(actions[t]) * (r - float(v)) + args.vf_coef * (r - v) ** 2
+        one = -policy.log_prob(actions[t]) * (r - float(v.detach())) + args.vf_coef * (r - v) ** 2
         one = one - ent_coef * policy.entropy()
         for into, gradient in zip(
             wanted, torch.autograd.grad(one, model.parameters()), strict=True
