@@ -43,7 +43,9 @@ def test_the_loss_has_the_gradient_of_the_papers_equations(size, length, termina
     wanted = [torch.zeros_like(p) for p in model.parameters()]
     for t in range(length):
         r = sum(args.gamma ** (s - t) * float(rewards[s]) for s in range(t, length))
-        r += 0 if terminated else args.gamma ** (length - t) * float(model.value(x[length]))
+        r += (
+            0 if terminated else args.gamma ** (length - t) * float(model.value(x[length]).detach())
+        )
         assert float(statistics["returns"][t]) == pytest.approx(r)
         policy, v = Independent(Normal(*model.policy(x[t])), 1), model.value(x[t])
         one = -policy.log_prob(actions[t]) * (r - float(v.detach())) + args.vf_coef * (r - v) ** 2
