@@ -570,7 +570,7 @@ class SharedAdam(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         states = [self.state[p] for p in params]
         m, v, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        free = self.lock.acquire(timeout=1)  # not for ever: a killed worker never lets go of it
+        acquired = self.lock.acquire(timeout=1)  # not for ever: a killed worker keeps it
         try:
             torch._foreach_add_(steps, 1)
             torch._fused_adam_(
@@ -589,7 +589,7 @@ class SharedAdam(torch.optim.Optimizer):
                 maximize=False,
             )
         finally:
-            if free:
+            if acquired:
                 self.lock.release()
 
 
