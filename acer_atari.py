@@ -98,9 +98,10 @@ def number(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
     def parse(text: str):
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+            usable = math.isfinite(value) and low <= value <= high and not (above and value == low)
+        except (ValueError, OverflowError):
+            usable = False
+        if not usable:
             raise argparse.ArgumentTypeError(f"{text} will not do: give {wanted}")
         return value
 
@@ -649,6 +650,8 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
         updates.append(learn(segment, model, shared, args))  # on-policy: the weights that acted
         if shared.steps() - shared.start >= args.replay_start:
             for _ in range(rng.poisson(args.replay_ratio)):  # off-policy: fresh weights
+                if shared.stop:
+                    break
                 copy_weights(model, shared.model)
                 updates.append(learn(replay.sample(rng), model, shared, args))
 
@@ -670,7 +673,7 @@ def keep_freed_memory() -> None:
 
     Recurrent A3C on Pong is 15 % faster for it: it had 60,000 page faults a second.
     """
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-1, 2**28)  # M_TRIM_THRESHOLD: more than a worker ever frees at once
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the most that glibc allows
@@ -750,7 +753,7 @@ class SharedAdam(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         states = [self.state[p] for p in params]
         m, v, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        acquired = self.lock.acquire(timeout=1)  # not for ever: a killed worker keeps it
+        acquired = self.lock.acquire(timeout=10)  # not for ever: a killed worker keeps it
         try:
             torch._foreach_add_(steps, 1)
             torch._fused_adam_(
@@ -875,6 +878,8 @@ def make_env(
         raise ValueError(
             f"{kind} actions; this script needs discrete ones (*_continuous.py take Box)"
         )
+    if env.action_space.start != 0:
+        raise ValueError(f"actions from {env.action_space.start} on; this script counts from 0")
     if is_atari:
         env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=SCREEN)
     space = env.observation_space
@@ -951,12 +956,14 @@ class RunLog:
         self.total_timesteps, self.memory = args.total_timesteps, memory
         self.began = time.monotonic() - seconds  # as if the run had never stopped
         self.last = time.monotonic(), start
+        self.step = start  # of the last record: TensorBoard wants them in order
         self.replay_fill = [0.0] * args.num_workers
         path = run_dir / "episodes.csv"
         rows = ["step,seconds,worker,return,length"]
         if path.exists():  # a resumed run: forget what came after the checkpoint
             old = path.read_text().splitlines()[1:]
-            rows += [row for row in old if int(row.split(",")[0]) <= start]
+            whole = [row for row in old if re.fullmatch(r"\d+(,[^,]+){4}", row)]
+            rows += [row for row in whole if int(row.split(",")[0]) <= start]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("\n".join(rows) + "\n")
         os.replace(temporary, path)
@@ -964,7 +971,7 @@ class RunLog:
         recent = [row.split(",") for row in rows[1:][-RECENT_GAMES:]]
         self.recent = deque([(float(row[3]), int(row[4])) for row in recent], RECENT_GAMES)
         self.csv = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
-        self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else None)
+        self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if args.resume else None)
         settings = "".join(f"\n|{name}|{value}|" for name, value in sorted(vars(args).items()))
         self.writer.add_text("hyperparameters", f"|setting|value|\n|-|-|{settings}", start)
 
@@ -974,14 +981,16 @@ class RunLog:
 
     def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
         """Record a finished game."""
+        self.step = step = max(self.step, step)
         self.episodes += 1
         self.recent.append((episode_return, length))
-        self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:g},{length}\n")
+        self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:.8g},{length}\n")
         self.writer.add_scalar("charts/episodic_return", episode_return, step)
         self.writer.add_scalar("charts/episodic_length", length, step)
 
     def statistics(self, step: int, rank: int, fill: float, means: dict[str, float]) -> None:
         """Record the means of a worker's latest updates."""
+        self.step = step = max(self.step, step)
         self.replay_fill[rank] = fill
         self.writer.add_scalar("charts/replay_fill", np.mean(self.replay_fill), step)
         for name, value in means.items():
@@ -1043,24 +1052,25 @@ def evaluate(args: Namespace) -> list[float]:
         observation, _ = env.reset()
         episode, step = None, 0
         while episode is None:
-            if args.capture_video and game == 1 and step % GIF_EVERY == 0:
+            wanted = args.capture_video and game == 1 and len(frames) < GIF_FRAMES
+            if wanted and step % GIF_EVERY == 0:
                 frames.append(env.render())
             pi, _ = model(torch.from_numpy(observation)[None])
             action = int(pi.argmax()) if args.greedy else select_action(pi, generator)
             observation, _, _, _, info = env.step(action)
             episode, step = info.get("episode"), step + 1
         returns.append(float(episode["r"]))
-        print(f"game {game}: return {episode['r']:g}, length {episode['l']}", flush=True)
+        print(f"game {game}: return {episode['r']:.8g}, length {episode['l']}", flush=True)
     env.close()
     print(
         f"{len(returns)} games: mean {np.mean(returns):.2f}, sd {np.std(returns):.2f}, "
-        f"median {np.median(returns):g}, min {min(returns):g}, max {max(returns):g}"
+        f"median {np.median(returns):.8g}, min {min(returns):.8g}, max {max(returns):.8g}"
     )
     if args.capture_video:
         source = Path(args.evaluate)
         path = source / "video" if source.is_dir() else source.parent / "video" / source.stem
         path = path / f"seed-{args.seed}.gif"
-        write_gif(path, frames[:GIF_FRAMES], GIF_EVERY * STEP_MILLISECONDS)
+        write_gif(path, frames, GIF_EVERY * STEP_MILLISECONDS)
     return returns
 
 
@@ -1073,8 +1083,13 @@ def make_run_dir(args: Namespace) -> Path:
     run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
     if args.resume:
         run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
+        if not Path(args.resume).is_dir() and Path(args.resume).name != "checkpoint.pt":
+            fail(f"{args.resume} is no run: give a folder, or the checkpoint.pt in it")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        files = run_dir / "episodes.csv", run_dir / "checkpoint.pt"
+        if not args.resume and any(path.exists() for path in files):
+            raise FileExistsError
         with open(run_dir / "args.json", "w" if args.resume else "x") as file:
             json.dump(vars(args), file, indent=2, sort_keys=True)
     except FileExistsError:
@@ -1101,18 +1116,24 @@ def make_shared(args: Namespace, num_actions: int, checkpoint: dict | None) -> S
     return Shared(model, average_model, optimizer, steps_taken, start, stop)
 
 
-def start_workers(args: Namespace, shared: Shared) -> dict[Connection, multiprocessing.Process]:
-    """Start the worker processes; return them by the connection on which each reports."""
+def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
+    """Start the worker processes; enter each under the connection on which it reports."""
     context = multiprocessing.get_context("spawn")
-    workers = {}
     for rank in range(args.num_workers):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=run_worker, args=(rank, args, shared, sender), daemon=True)
         process.name = f"worker {rank}"
-        process.start()
+        # Ignored while it starts, for it inherits that: only the main process is to react.
+        before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            process.start()
+        except OSError as error:
+            fail(f"the system starts no {process.name}: {error}")
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
         sender.close()  # the worker's own is the only one left: the pipe ends when it dies
         workers[receiver] = process
-    return workers
 
 
 def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace) -> str | None:
@@ -1175,6 +1196,18 @@ def train(args: Namespace) -> Path:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
     shared = make_shared(args, num_actions, checkpoint)
     run_dir = make_run_dir(args)
+
+    received: list[tuple[int, float]] = []  # signals, and when they came
+
+    def request_stop(signum, frame) -> None:
+        received.append((signum, time.monotonic()))
+        shared.stop.fill_(True)
+        # A second one ends at once; but `timeout` and other wrappers send the first one twice.
+        if received[-1][1] - received[0][1] > 1:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+    before = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     memory = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
     log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0, memory)
     print(
@@ -1200,30 +1233,18 @@ def train(args: Namespace) -> Path:
             "optimizer": shared.optimizer.state_dict(),
         }
         save_checkpoint(run_dir / "checkpoint.pt", contents)
+        log.writer.flush()
 
-    received: list[tuple[int, float]] = []  # signals, and when they came
-
-    def request_stop(signum, frame) -> None:
-        received.append((signum, time.monotonic()))
-        shared.stop.fill_(True)
-        # A second one ends at once; but `timeout` and other wrappers send the first one twice.
-        if received[-1][1] - received[0][1] > 1:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
-
-    workers = {}
-    # Ignored while the workers start, for they inherit that: only this process is to react.
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    workers: dict[Connection, multiprocessing.Process] = {}
     try:
-        workers = start_workers(args, shared)
-        for signum in before:
-            signal.signal(signum, request_stop)
+        save()  # whatever happens from here on, the run can go on
+        start_workers(args, shared, workers)
         failure = supervise(workers, shared, log, save, args)
-        save()
         log.progress(shared.steps())
     finally:
         for process in workers.values():
             process.kill()
+        save()
         for signum, handler in before.items():
             signal.signal(signum, handler)
         log.close()

@@ -205,6 +205,7 @@ def test_a_time_limit_bootstraps_and_an_end_does_not(script, env_id, terminated)
     observation, _ = env.reset()
     segment, *_, episode = script.collect_segment(env, model, observation, *state, 20, generator)
     assert segment.terminated is terminated
+    assert segment.rewards.sum() == episode["r"]  # the last one, too
     assert len(segment.rewards) == episode["l"] == (7 if terminated else 10)
     assert len(segment.observations) == episode["l"] + 1
 

@@ -3,10 +3,22 @@
 import os
 import signal
 import time
+from multiprocessing.context import SpawnProcess
 
 import pytest
 import torch
-from harness import ROOT, SCRIPTS, Run, alive, module, tiny, toy, wait_for, workers_of
+from harness import (
+    ROOT,
+    SCRIPTS,
+    Run,
+    alive,
+    is_continuous,
+    module,
+    tiny,
+    toy,
+    wait_for,
+    workers_of,
+)
 
 LONG = "--total-timesteps 1000000 --num-workers 2 --log-interval 0.2"
 
@@ -160,6 +172,55 @@ def test_an_error_in_a_worker_ends_the_run_and_says_what_and_where(
     reason = {"ValueError": "the joystick broke", "FloatingPointError": "not finite"}[words]
     assert reason in message
     assert steps_kept(tmp_path) > 0  # and all weights are finite
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if is_continuous(name)])
+def test_an_observation_that_is_not_finite_stays_out_of_the_statistics(name, tmp_path):
+    script = module(name)
+    flags = f"--env-id {toy(name, 'Blind')} --num-workers 2 --total-timesteps 1000"
+    with pytest.raises(SystemExit, match="observation is not finite"):
+        script.train(script.parse_args(tiny(name, tmp_path / "run", flags)))
+    contents = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert contents["observed"].isfinite().all()
+    assert contents["observed"][0] > 0
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_worker_that_cannot_start_ends_the_run_which_can_go_on(name, tmp_path, monkeypatch):
+    """The same checkpoint serves a run that is killed in its first minutes."""
+    script, started = module(name), []
+    start = SpawnProcess.start
+
+    def refuse_the_second(process):
+        if started:
+            raise OSError(11, "Resource temporarily unavailable")
+        assert (tmp_path / "run" / "checkpoint.pt").exists(), "from the very beginning"
+        started.append(process)
+        start(process)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpawnProcess, "start", refuse_the_second)
+        flags = "--num-workers 2 --total-timesteps 60"
+        with pytest.raises(SystemExit, match=r"no worker 1: .*temporarily unavailable"):
+            script.train(script.parse_args(tiny(name, tmp_path / "run", flags)))
+    wait_for(lambda: not started[0].is_alive(), seconds=5)
+    assert steps_kept(tmp_path) == 0
+    script.train(script.parse_args(["--resume", str(tmp_path / "run")]))
+    assert steps_kept(tmp_path) >= 60
+
+
+def test_a_closed_output_ends_the_run_and_keeps_what_was_learned(tmp_path, monkeypatch):
+    """As behind `| head`."""
+    script = module("acer_atari")
+
+    def broken(log, step):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(script.RunLog, "progress", broken)
+    flags = "--num-workers 1 --total-timesteps 1000000 --log-interval 5"
+    with pytest.raises(BrokenPipeError):
+        script.train(script.parse_args(tiny("acer_atari", tmp_path / "run", flags)))
+    assert steps_kept(tmp_path) > 0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -78,16 +78,16 @@ def test_a_scheduler_that_the_user_chose_is_left_alone():
 
 
 WORKER = """
-import acer_atari, torch
+import acer_atari, cv2, torch
 def worker(rank, args, shared, connection):
-    print(torch.get_num_threads(), float(torch.tensor([1e-38]).mul(1e-3)))
+    print(torch.get_num_threads(), cv2.getNumThreads(), float(torch.tensor([1e-38]).mul(1e-3)))
 acer_atari.worker = worker
 acer_atari.run_worker(0, acer_atari.parse_args([]), None, None)
 """
 
 
 def test_a_worker_has_one_thread_and_no_denormal_numbers():
-    assert run(WORKER, OMP_NUM_THREADS="2") == ["1", "0.0"]
+    assert run(WORKER, OMP_NUM_THREADS="2") == ["1", "1", "0.0"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

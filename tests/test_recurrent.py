@@ -7,7 +7,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -180,26 +179,6 @@ def test_the_state_before_a_segment_is_a_constant(model):
     torch.testing.assert_close(following.state, wanted, rtol=1e-4, atol=1e-5)
 
 
-class Lives(gym.Env):
-    """Games of 11 steps that lose a life at every fourth."""
-
-    observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.time = 0
-        return np.zeros((84, 84), np.uint8), {}
-
-    def step(self, action):
-        self.time += 1
-        screen = np.full((84, 84), 20 * self.time, np.uint8)
-        return screen, 1.0, self.time == 11, False, {"life_lost": self.time % 4 == 0}
-
-
-gym.register("Lives-v0", Lives)
-
-
 class Reports:
     """A connection that forgets what it is told."""
 
@@ -208,7 +187,9 @@ class Reports:
 
 
 def test_the_state_is_reset_at_a_new_game_and_only_there_in_training(monkeypatch):
-    args = script.parse_args(["--env-id", "Lives-v0", "--num-workers", "1", "--num-steps", "6"])
+    args = script.parse_args(
+        ["--env-id", "toys:Lives-v0", "--num-workers", "1", "--num-steps", "6"]
+    )
     args.total_timesteps = 60
     shared = script.make_shared(args, 2, None)
     collect, seen = script.collect_segment, []
@@ -228,7 +209,7 @@ def test_the_state_is_reset_at_a_new_game_and_only_there_in_training(monkeypatch
 
 
 def test_the_state_is_reset_at_a_new_game_and_only_there_in_evaluation(monkeypatch, tmp_path):
-    args = script.parse_args(["--env-id", "Lives-v0"])
+    args = script.parse_args(["--env-id", "toys:Lives-v0"])
     torch.manual_seed(0)
     model = ActorCritic(2)
     contents = {"script": script.SCRIPT, "args": vars(args), "model": model.state_dict()}

@@ -132,6 +132,37 @@ def weights(contents: dict) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+def test_records_are_in_the_order_of_steps_and_large_scores_are_whole(name, tmp_path):
+    """Two workers' reports may swap on their way; TensorBoard would drop points for it."""
+    script = module(name)
+    log = script.RunLog(tmp_path, script.parse_args([]), 0, 0.0, *([1] if name in ACER else []))
+    for step in (10, 8, 12):
+        log.episode(step, 0, 1_234_567.0, 7)
+        log.statistics(step + 1, *([0, 0.5] if name in ACER else []), {"value": 1.0})
+    log.close()
+    assert [(row["step"], row["return"]) for row in rows(tmp_path)] == [
+        (step, "1234567") for step in ("10", "11", "12")
+    ]
+    steps = [event.step for event in scalars(tmp_path)["losses/value"]]
+    assert steps == [11, 11, 13]
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    script, path = module("acer_atari"), tmp_path / "checkpoint.pt"
+    script.save_checkpoint(path, {"steps": 1})
+
+    def break_off(contents, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", break_off)
+        with pytest.raises(OSError, match="no space"):
+            script.save_checkpoint(path, {"steps": 2})
+    assert torch.load(path, weights_only=True) == {"steps": 1}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_workers_and_seeds_have_streams_of_their_own(name, monkeypatch):
     """Seed + rank would give worker 1 of seed 1 what worker 0 of seed 2 has."""
     script = module(name)
@@ -161,7 +192,7 @@ def test_a_run_goes_on_where_it_stopped(copied):
     before, seen = checkpoint(run_dir), rows(run_dir)
     late = "1200,99.0,0,5,7\n"  # what a run wrote after its last checkpoint is cut
     with open(run_dir / "episodes.csv", "a") as file:
-        file.write(late)
+        file.write(late + "\0\0\n12")  # and lines that a full disk has cut short
     resume(name, run_dir, "--total-timesteps 2100 --num-workers 2")
     after, games = checkpoint(run_dir), rows(run_dir)
     assert 2100 <= after["steps"] <= 2105
@@ -179,6 +210,9 @@ def test_a_run_goes_on_where_it_stopped(copied):
     if "average_model" in before:
         count = next(iter(after["optimizer"]["state"].values()))["step"]
         assert count > next(iter(before["optimizer"]["state"].values()))["step"]
+    resume(name, run_dir, "--total-timesteps 2150 --num-workers 1")
+    assert rows(run_dir)[: len(games)] == games
+    assert checkpoint(run_dir)["steps"] >= 2150
 
 
 def test_a_resumed_run_begins_with_the_weights_and_moments_of_its_checkpoint(copied, monkeypatch):
@@ -211,6 +245,16 @@ def test_tensorboard_drops_what_came_after_the_checkpoint(copied):
     assert steps == [int(game["step"]) for game in rows(run_dir)]
     assert len(steps) == len(set(steps))
     assert max(step for step in steps if step <= 700) == 700
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_alone(copied):
+    """Another file's curves would be cut, and its checkpoint overwritten."""
+    name, run_dir = copied
+    shutil.copy(run_dir / "checkpoint.pt", run_dir / "best.pt")
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    with pytest.raises(SystemExit, match=r"best\.pt"):
+        resume(name, run_dir / "best.pt", "--total-timesteps 2000")
+    assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
 
 
 def test_a_finished_run_says_how_to_go_further(copied):
@@ -264,6 +308,27 @@ def test_replays_follow_a_poisson_law(name, monkeypatch):
     assert np.var(replays) == pytest.approx(1.5, abs=0.6)
 
 
+def test_a_lost_life_begins_no_new_game_in_the_replay(monkeypatch):
+    """The stacks after it go on: brighter by 20 from frame to frame."""
+    script = module("acer_atari")
+    flags = "--env-id toys:Lives-v0 --num-workers 1 --num-steps 6 --total-timesteps 33"
+    args = script.parse_args(flags.split())
+    buffers, replay_buffer = [], script.ReplayBuffer
+
+    def record(*arguments):
+        buffers.append(replay_buffer(*arguments))
+        return buffers[-1]
+
+    monkeypatch.setattr(script, "ReplayBuffer", record)
+    updates_of(script, args, script.make_shared(args, 2, None), monkeypatch)
+    (replay,), rng = buffers, np.random.default_rng(0)
+    drawn = [replay.sample(rng).observations[:, :, 0, 0].long() // 20 for _ in range(100)]
+    assert {int(stacks[0, -1]) for stacks in drawn} == {0, 4, 8}
+    for stacks in drawn:
+        last = stacks[:, -1:]
+        assert torch.equal(stacks, (last + torch.arange(-3, 1)).clamp_min(0))
+
+
 @pytest.mark.parametrize("name", ACER)
 def test_a_resumed_run_fills_its_replay_before_it_learns_from_it(name, monkeypatch):
     script = module(name)
@@ -305,6 +370,22 @@ def test_evaluation_prints_every_game_and_a_summary(finished, capsys):
         numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*", lines[-1])]
         wanted = [9, np.mean(games), np.std(games), np.median(games), min(games), max(games)]
         np.testing.assert_allclose(numbers, wanted, atol=0.01)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_evaluation_counts_rewards_as_they_are(name, tmp_path):
+    """Ten steps that pay 0 or 3 each; clipped or scaled they would pay 1 or 0.3 at most."""
+    script = module(name)
+    args = script.parse_args(["--env-id", toy(name, "Counting")])
+    shared = script.make_shared(args, *sizes(name), None)
+    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
+    if is_continuous(name):
+        contents["observed"] = shared.observed.sums.sum(0)
+    torch.save(contents, tmp_path / "weights.pt")
+    returns = script.evaluate(script.parse_args(["--evaluate", str(tmp_path / "weights.pt")]))
+    assert len(returns) == 10
+    assert all(value % 3 == 0 for value in returns)
+    assert max(returns) > 10
 
 
 def test_greedy_evaluation_repeats_and_takes_the_most_probable_action(finished):

@@ -18,6 +18,7 @@ REFUSED = [
     "--gamma -0.1",
     "--gamma nan",
     "--total-timesteps 0",
+    f"--total-timesteps {'9' * 400}",
     "--num-steps 0",
     "--learning-rate 0",
     "--learning-rate -1e-4",
@@ -49,7 +50,10 @@ CASES = [(name, flags) for name in SCRIPTS for flags in REFUSED]
 CASES += [(name, flags) for name in ACER for flags in REFUSED_BY_ACER]
 CONTINUOUS = [name for name in SCRIPTS if is_continuous(name)]
 CASES += [(name, "--reward-scale 0") for name in CONTINUOUS]
-CASES += [("acer_continuous", flags) for flags in ("--policy-std 0", "--dueling-samples 0")]
+CASES += [
+    ("acer_continuous", flags)
+    for flags in ("--policy-std 0", "--dueling-samples 0", "--replay-ratio 0")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +149,7 @@ WRONG_SCREENS = [
     ("Pendulum-v1", "discrete"),
     ("CartPole-v1", "uint8"),
     ("toys:WrongScreen-v0", "(84, 84)"),
+    ("toys:FromOne-v0", "from 1"),
 ]
 WRONG_BOXES = [
     *WRONG,
@@ -173,14 +178,15 @@ def test_an_environment_that_will_not_do_ends_with_one_line_and_no_folder(name, 
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(name, tmp_path):
+@pytest.mark.parametrize("file", ["args.json", "episodes.csv", "checkpoint.pt"])
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(name, file, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "args.json").write_text("{}")
+    (tmp_path / "run" / file).write_text("{}")
     with pytest.raises(SystemExit) as stop:
         module(name).main(tiny(name, tmp_path / "run"))
     assert "already" in stop.value.code
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["args.json"]
-    assert (tmp_path / "run" / "args.json").read_text() == "{}"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [file]
+    assert (tmp_path / "run" / file).read_text() == "{}"
 
 
 class Evil:

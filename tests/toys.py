@@ -125,6 +125,32 @@ class Light(DelayedCue):
         return super().reset(seed=seed, options=options)
 
 
+class FromOne(DelayedCue):
+    """Count the actions from 1."""
+
+    action_space = gym.spaces.Discrete(2, start=1)
+
+
+class Lives(gym.Env):
+    """Games of 11 steps that lose a life at every fourth; every screen is brighter by 20."""
+
+    observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros((84, 84), np.uint8), {}
+
+    def step(self, action):
+        self.time += 1
+        screen = np.full((84, 84), 20 * self.time, np.uint8)
+        return screen, 1.0, self.time == 11, False, {"life_lost": self.time % 4 == 0}
+
+
 class InABox(gym.Wrapper):
     """The same environment for the scripts of continuous actions.
 
@@ -150,7 +176,33 @@ class InABox(gym.Wrapper):
         return self.features(), *rest
 
 
-ENVIRONMENTS = [DelayedCue, Failing, NotANumber, WrongScreen, Counting, Endless, Stuck, Light]
+class Blind(InABox):
+    """See nothing for one step, after 50."""
+
+    steps = 0
+
+    def features(self) -> np.ndarray:
+        Blind.steps += 1
+        return super().features() * (np.inf if Blind.steps == 50 else 1.0)
+
+    def step(self, action):  # whatever it is, for nobody can act on what is not seen
+        _, *rest = self.env.step(0)
+        return self.features(), *rest
+
+
+gym.register("Lives-v0", Lives)
+gym.register("BlindBox-v0", lambda **kwargs: Blind(DelayedCue(**kwargs)))
+ENVIRONMENTS = [
+    DelayedCue,
+    Failing,
+    NotANumber,
+    WrongScreen,
+    Counting,
+    Endless,
+    Stuck,
+    Light,
+    FromOne,
+]
 for environment in ENVIRONMENTS:
     name = environment.__name__
     gym.register(f"{name}-v0", environment)
