@@ -2,8 +2,9 @@
 
     python results/plot.py
 
-A run's curve is the mean return of its last 100 games on Atari, of its last 20 episodes in control.
-Thin lines are single seeds; with several of them, the thick one is their mean. Needs matplotlib.
+A run's curve is the mean of its last 100 games on Atari, and wherever a run has thousands of them,
+of its last 20 elsewhere; it begins when a fifth of them have been played. Thin lines are single
+seeds; with several of them, the thick one is their mean. Needs matplotlib.
 """
 
 import csv
@@ -34,12 +35,13 @@ OVERVIEW = ["pong", "breakout", "HalfCheetah-v5", "Hopper-v5"]
 ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
     "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
-    "4, no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
-    "4, brightness subtracted": ("ablation/brightness_subtracted_seed*.csv", "#17becf"),
-    "4, learning rate 1e-4": ("ablation/learning_rate_1e-4_seed*.csv", "#8c564b"),
-    "1": ("ablation/replay_ratio_1_seed*.csv", "#2ca02c"),
-    "0": ("ablation/replay_ratio_0_seed*.csv", "#ff7f0e"),
+    "no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
+    "brightness subtracted": ("ablation/brightness_subtracted_seed*.csv", "#e377c2"),
+    "step size 1e-4": ("ablation/learning_rate_1e-4_seed*.csv", "#8c564b"),
+    "1 replay": ("ablation/replay_ratio_1_seed*.csv", "#2ca02c"),
+    "no replay": ("ablation/replay_ratio_0_seed*.csv", "#d62728"),
 }
+OTHER_MACHINE = "step size 1e-4"  # its hours say nothing about the others'
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -90,8 +92,10 @@ def draw(path: Path, panels: list[Panel], columns: int) -> None:
         for axes, panel in zip(grid.flat, panels, strict=False):
             (divisor, label), games = AXES[panel.x], panel.games
             for name, (colour, runs) in panel.settings.items():
+                begin = games // 5
                 curves = [
-                    (run[panel.x] / divisor, running_mean(run[panel.y], games)) for run in runs
+                    (run[panel.x][begin:] / divisor, running_mean(run[panel.y], games)[begin:])
+                    for run in runs
                 ]
                 draw_runs(axes, curves, name, colour)
             axes.set_title(panel.title, fontsize=10)
@@ -110,8 +114,9 @@ def games_panel(game: str, runs: dict[str, list], x: str, y: str) -> Panel:
     """Show both scripts on a game."""
     settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in runs}
     atari = any("atari" in script for script in runs)
-    title, games = (game.replace("_", " ").title(), 100) if atari else (game, 20)
-    return Panel(title, settings, games, x, y)
+    title = game.replace("_", " ").title() if atari else game
+    many = max(len(run["step"]) for seeds in runs.values() for run in seeds) > 3_000
+    return Panel(title, settings, 100 if atari or many else 20, x, y)
 
 
 def draw_games() -> None:
@@ -141,7 +146,11 @@ def draw_ablation() -> None:
         if runs:
             runs = [{k: v[run["step"] <= ABLATION_STEPS] for k, v in run.items()} for run in runs]
             settings[name] = colour, runs
-    panels = [Panel("ACER on Pong", settings, 100, x, "return") for x in ("step", "seconds")]
+    comparable = {name: runs for name, runs in settings.items() if name != OTHER_MACHINE}
+    panels = [
+        Panel("ACER on Pong", settings, 100, "step", "return"),
+        Panel("ACER on Pong", comparable, 100, "seconds", "return"),
+    ]
     draw(HERE / "ablation.png", panels, 2)
 
 
