@@ -10,14 +10,13 @@ https://arxiv.org/abs/1602.01783, Algorithm S3 and section 5.1.
     python a3c_recurrent_atari.py --evaluate runs/NAME --capture-video    # play, write a GIF
 
 Every worker process owns an environment and a copy of the network. It acts for at most
-`num_steps` steps, learns once from that segment, and steps the one shared set of weights, in
-turns.
+`num_steps` steps, learns once from that segment, and steps the one shared set of weights.
 
 A run writes into its own folder: TensorBoard events, episodes.csv (a line a game),
 checkpoint.pt, args.json and video/.
 
 Differences from the paper
- 1. Adam is the default optimizer, whose steps take turns; `--optimizer rmsprop` is the
+ 1. Adam is the default optimizer, one worker stepping at a time; `--optimizer rmsprop` is the
     paper's shared RMSProp, lock-free.
  2. The LSTM sees a stack of the last four frames, as the feed-forward network does.
  3. A lost life ends a segment with value 0, as if the game had ended, but the game and the LSTM's
@@ -497,8 +496,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the most that glibc allows
 
 
-def take_longer_turns() -> None:
-    """Ask Linux for turns of 100 ms, not 3: at each the weights are gone from the cache.
+def take_longer_slices() -> None:
+    """Ask Linux for time slices of 100 ms, not 3: after each the weights are gone from the cache.
 
     Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
     """
@@ -514,7 +513,7 @@ def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connectio
     cv2.setNumThreads(1)
     keep_freed_memory()
     if args.num_workers > usable_processors():
-        take_longer_turns()
+        take_longer_slices()
     # Without this, Adam's decaying moments become denormal numbers and its step 2.4 times slower.
     torch.set_flush_denormal(True)
     try:

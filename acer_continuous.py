@@ -12,13 +12,13 @@ https://arxiv.org/abs/1602.01783.
 
 Every worker process owns an environment, a replay buffer and a copy of the networks. It acts for
 at most `num_steps` steps, stores that segment, then learns from about `replay_ratio` segments of
-its replay, and each time steps the one shared set of weights, in turns.
+its replay, and steps the one shared set of weights after each.
 
 A run writes into its own folder: TensorBoard events, episodes.csv (a line an episode),
 checkpoint.pt, args.json and video/.
 
 Differences from the paper
- 1. Adam is the default optimizer, whose steps take turns; `--optimizer rmsprop` is the
+ 1. Adam is the default optimizer, one worker stepping at a time; `--optimizer rmsprop` is the
     A3C paper's, lock-free.
  2. Three separate networks for the policy's mean, V and A, of two hidden layers of 128 ReLU units
     each; the paper's share a body.
@@ -790,8 +790,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the most that glibc allows
 
 
-def take_longer_turns() -> None:
-    """Ask Linux for turns of 100 ms, not 3: at each the weights are gone from the cache.
+def take_longer_slices() -> None:
+    """Ask Linux for time slices of 100 ms, not 3: after each the weights are gone from the cache.
 
     Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
     """
@@ -807,7 +807,7 @@ def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connectio
     cv2.setNumThreads(1)
     keep_freed_memory()
     if args.num_workers > usable_processors():
-        take_longer_turns()
+        take_longer_slices()
     # Without this, Adam's decaying moments become denormal numbers and its step 2.4 times slower.
     torch.set_flush_denormal(True)
     try:

@@ -1,4 +1,4 @@
-"""What a worker asks of the system: memory that stays, turns that last. The same in all scripts."""
+"""What a worker asks of the system: memory that stays, long time slices. The same in all scripts."""
 
 import os
 import platform
@@ -50,12 +50,12 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     assert kept < 100
 
 
-TURNS = """
+SLICES = """
 import ctypes, os, struct, acer_atari
 nice = os.nice(5)
 if {policy}:
     os.sched_setscheduler(0, {policy}, os.sched_param(0))
-acer_atari.take_longer_turns()
+acer_atari.take_longer_slices()
 attributes = ctypes.create_string_buffer(48)
 ctypes.CDLL(None).syscall({number}, 0, attributes, 48, 0)
 print(os.nice(0) - nice, os.sched_getscheduler(0), struct.unpack("IIQiIQQQ", attributes)[5])
@@ -64,17 +64,17 @@ print(os.nice(0) - nice, os.sched_getscheduler(0), struct.unpack("IIQiIQQQ", att
 
 @LINUX
 @pytest.mark.skipif(RELEASE < (6, 12) or not ATTRIBUTES, reason="the kernel sets no time slices")
-def test_turns_are_longer_and_niceness_is_left_alone():
-    assert run(TURNS.format(policy=0, number=ATTRIBUTES)) == ["0", "0", "100000000"]
+def test_time_slices_are_longer_and_niceness_is_left_alone():
+    assert run(SLICES.format(policy=0, number=ATTRIBUTES)) == ["0", "0", "100000000"]
 
 
 @LINUX
 @pytest.mark.skipif(not ATTRIBUTES, reason="a processor whose system calls are not known")
 def test_a_scheduler_that_the_user_chose_is_left_alone():
     batch = os.SCHED_BATCH if sys.platform == "linux" else 0
-    change, policy, turn = run(TURNS.format(policy=batch, number=ATTRIBUTES))
+    change, policy, time_slice = run(SLICES.format(policy=batch, number=ATTRIBUTES))
     assert (change, policy) == ("0", str(batch))
-    assert turn != "100000000"
+    assert time_slice != "100000000"
 
 
 WORKER = """
