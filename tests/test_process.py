@@ -1,4 +1,4 @@
-"""What a worker asks of the system: memory that stays, long time slices. The same in all scripts."""
+"""What a worker asks of the system: memory that stays, long time slices. All scripts alike."""
 
 import os
 import platform
