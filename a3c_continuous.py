@@ -775,12 +775,11 @@ class RunLog:
         self.total_timesteps = args.total_timesteps
         self.began = time.monotonic() - seconds  # as if the run had never stopped
         self.last = time.monotonic(), start
-        self.step = start  # of the last record: TensorBoard wants them in order
         path = run_dir / "episodes.csv"
         rows = ["step,seconds,worker,return,length"]
         if path.exists():  # a resumed run: forget what came after the checkpoint
             old = path.read_text().splitlines()[1:]
-            whole = [row for row in old if re.fullmatch(r"\d+(,[^,]+){4}", row)]
+            whole = [row for row in old if re.fullmatch(r"\d+,[\d.]+,\d+,[-+.\w]+,\d+", row)]
             rows += [row for row in whole if int(row.split(",")[0]) <= start]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("\n".join(rows) + "\n")
@@ -799,7 +798,6 @@ class RunLog:
 
     def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
         """Record a finished game."""
-        self.step = step = max(self.step, step)
         self.episodes += 1
         self.recent.append((episode_return, length))
         self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:.8g},{length}\n")
@@ -808,7 +806,6 @@ class RunLog:
 
     def statistics(self, step: int, means: dict[str, float]) -> None:
         """Record the means of a worker's latest updates."""
-        self.step = step = max(self.step, step)
         for name, value in means.items():
             self.writer.add_scalar(f"losses/{name}", value, step)
 
@@ -944,15 +941,18 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     """Start the worker processes; enter each under the connection on which it reports."""
     context = multiprocessing.get_context("spawn")
     for rank in range(args.num_workers):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=run_worker, args=(rank, args, shared, sender), daemon=True)
-        process.name = f"worker {rank}"
+        if shared.stop:
+            return
         # Ignored while it starts, for it inherits that: only the main process is to react.
         before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = rank, args, shared, sender
+            process = context.Process(target=run_worker, args=arguments, daemon=True)
+            process.name = f"worker {rank}"
             process.start()
         except OSError as error:
-            fail(f"the system starts no {process.name}: {error}")
+            fail(f"worker {rank} cannot start ({error}): try a smaller --num-workers")
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
@@ -1033,14 +1033,6 @@ def train(args: Namespace) -> Path:
 
     before = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0)
-    print(
-        f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
-        f"steps {shared.start:,} to {args.total_timesteps:,}\n"
-        f"{args.optimizer}, learning rate {args.learning_rate:g}, entropy {args.ent_coef:g}, "
-        f"segments of {args.num_steps}\n"
-        f"writing to {run_dir}",
-        flush=True,
-    )
 
     def save() -> None:
         contents = {
@@ -1059,16 +1051,27 @@ def train(args: Namespace) -> Path:
     workers: dict[Connection, multiprocessing.Process] = {}
     try:
         save()  # whatever happens from here on, the run can go on
+        print(
+            f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
+            f"steps {shared.start:,} to {args.total_timesteps:,}\n"
+            f"{args.optimizer}, learning rate {args.learning_rate:g}, entropy {args.ent_coef:g}, "
+            f"segments of {args.num_steps}\n"
+            f"writing to {run_dir}",
+            flush=True,
+        )
         start_workers(args, shared, workers)
         failure = supervise(workers, shared, log, save, args)
         log.progress(shared.steps())
     finally:
         for process in workers.values():
             process.kill()
-        save()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        log.close()
+            process.join(1)
+        try:
+            save()
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            log.close()
     resume = f"go on with: python {SCRIPT} --resume {run_dir}"
     if failure:
         fail(f"{failure}\nwhat was learned until step {shared.steps():,} is kept; {resume}")

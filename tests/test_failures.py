@@ -203,7 +203,7 @@ def test_a_worker_that_cannot_start_ends_the_run_which_can_go_on(name, tmp_path,
         flags = "--num-workers 2 --total-timesteps 1000000"
         with pytest.raises(SystemExit) as stop:  # it holds the pipes: a worker sees no broken one
             script.train(script.parse_args(tiny(name, tmp_path / "run", flags)))
-    assert "no worker 1: " in stop.value.code
+    assert "worker 1 cannot start" in stop.value.code
     wait_for(lambda: not started[0].is_alive(), seconds=5)
     assert steps_kept(tmp_path) == 0
     argv = ["--resume", str(tmp_path / "run"), "--total-timesteps", "60"]
@@ -211,15 +211,31 @@ def test_a_worker_that_cannot_start_ends_the_run_which_can_go_on(name, tmp_path,
     assert steps_kept(tmp_path) >= 60
 
 
+def test_a_signal_before_any_worker_starts_is_obeyed(tmp_path, monkeypatch):
+    script = module("acer_atari")
+    start_workers = script.start_workers
+
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        start_workers(*arguments)
+
+    monkeypatch.setattr(script, "start_workers", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        script.train(script.parse_args(tiny("acer_atari", tmp_path / "run")))
+    assert stop.value.code == 130
+    assert steps_kept(tmp_path) == 0
+
+
 def test_a_closed_output_ends_the_run_and_keeps_what_was_learned(tmp_path, monkeypatch):
     """As behind `| head`."""
     script = module("acer_atari")
 
     def broken(log, step):
-        raise BrokenPipeError
+        if step:
+            raise BrokenPipeError
 
     monkeypatch.setattr(script.RunLog, "progress", broken)
-    flags = "--num-workers 1 --total-timesteps 1000000 --log-interval 5"
+    flags = "--num-workers 1 --total-timesteps 1000000 --log-interval 0.2"
     with pytest.raises(BrokenPipeError):
         script.train(script.parse_args(tiny("acer_atari", tmp_path / "run", flags)))
     assert steps_kept(tmp_path) > 0
