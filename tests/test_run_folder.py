@@ -304,8 +304,8 @@ def test_replays_follow_a_poisson_law(name, monkeypatch):
 def test_a_lost_life_begins_no_new_game_in_the_replay(monkeypatch):
     """The stacks after it go on: brighter by 20 from frame to frame."""
     script = module("acer_atari")
-    flags = "--env-id toys:Lives-v0 --num-workers 1 --num-steps 6 --total-timesteps 33"
-    args = script.parse_args([*flags.split(), *"--replay-size 600 --replay-start 600".split()])
+    flags = "--env-id toys:Lives-v0 --num-workers 1 --num-steps 6 --total-timesteps 33 "
+    args = script.parse_args((flags + "--replay-size 600 --replay-start 600").split())
     buffers, replay_buffer = [], script.ReplayBuffer
 
     def record(*arguments):
