@@ -169,13 +169,18 @@ def gradient_by_hand(model, average_model, segment, args, noise):
         baseline = sum(model.advantage(x[t], u) for u in drawn[1:]) / args.dueling_samples
         v = model.value(x[t])
         q = v + model.advantage(x[t], actions[t]) - baseline
-        drawn_q = float(v + model.advantage(x[t], drawn[0]) - baseline)
+        drawn_q = float((v + model.advantage(x[t], drawn[0]) - baseline).detach())
         # The policy: g and k by autograd of torch.distributions.
         (score,) = torch.autograd.grad(pi.log_prob(actions[t]), phi, retain_graph=True)
         (drawn_score,) = torch.autograd.grad(pi.log_prob(drawn[0]), phi, retain_graph=True)
-        g = min(args.rho_clip, rho) * (q_opc - float(v)) * score
+        g = min(args.rho_clip, rho) * (q_opc - float(v.detach())) * score
         if args.bias_correction:
-            g = g + max(0, 1 - args.rho_clip / drawn_rho) * (drawn_q - float(v)) * drawn_score
+            g = (
+                g
+                + max(0, 1 - args.rho_clip / drawn_rho)
+                * (drawn_q - float(v.detach()))
+                * drawn_score
+            )
         average = gaussian(average_model.policy(x[t]).detach(), std)
         (k,) = torch.autograd.grad(kl_divergence(average, pi), phi)
         active.append(bool(args.trust_region and k @ g > args.trust_region_delta))
