@@ -155,7 +155,7 @@ def gradient_by_hand(model, average_model, segment, args, noise):
     length, size, std = len(rewards), actions.shape[1], args.policy_std
     parameters = list(model.parameters())
     total = [torch.zeros_like(p) for p in parameters]
-    q_ret = q_opc = 0.0 if terminated else float(model.value(x[length]))
+    q_ret = q_opc = 0.0 if terminated else model.value(x[length]).item()
     active, returns = [], []
     for t in reversed(range(length)):
         q_ret, q_opc = (float(rewards[t]) + args.gamma * q for q in (q_ret, q_opc))
@@ -169,30 +169,25 @@ def gradient_by_hand(model, average_model, segment, args, noise):
         baseline = sum(model.advantage(x[t], u) for u in drawn[1:]) / args.dueling_samples
         v = model.value(x[t])
         q = v + model.advantage(x[t], actions[t]) - baseline
-        drawn_q = float((v + model.advantage(x[t], drawn[0]) - baseline).detach())
+        drawn_q = (v + model.advantage(x[t], drawn[0]) - baseline).item()
         # The policy: g and k by autograd of torch.distributions.
         (score,) = torch.autograd.grad(pi.log_prob(actions[t]), phi, retain_graph=True)
         (drawn_score,) = torch.autograd.grad(pi.log_prob(drawn[0]), phi, retain_graph=True)
-        g = min(args.rho_clip, rho) * (q_opc - float(v.detach())) * score
+        g = min(args.rho_clip, rho) * (q_opc - v.item()) * score
         if args.bias_correction:
-            g = (
-                g
-                + max(0, 1 - args.rho_clip / drawn_rho)
-                * (drawn_q - float(v.detach()))
-                * drawn_score
-            )
+            g = g + max(0, 1 - args.rho_clip / drawn_rho) * (drawn_q - v.item()) * drawn_score
         average = gaussian(average_model.policy(x[t]).detach(), std)
         (k,) = torch.autograd.grad(kl_divergence(average, pi), phi)
         active.append(bool(args.trust_region and k @ g > args.trust_region_delta))
         z = g - (k @ g - args.trust_region_delta) / (k @ k) * k if active[-1] else g
         # The critic: half the squares in the paper, here weighed by the settings.
-        v_target = min(1, rho) * (q_ret - float(q)) + float(v)
+        v_target = min(1, rho) * (q_ret - q.item()) + v.item()
         loss = -(z @ model.policy(x[t])) + args.q_coef * (q_ret - q) ** 2
         loss = loss + args.vf_coef * (v_target - v) ** 2
         for into, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
             into += gradient / args.num_steps
-        q_ret = min(1, rho ** (1 / size)) * (q_ret - float(q)) + float(v)
-        q_opc = q_opc - float(q) + float(v)
+        q_ret = min(1, rho ** (1 / size)) * (q_ret - q.item()) + v.item()
+        q_opc = q_opc - q.item() + v.item()
     return total, active, returns
 
 
