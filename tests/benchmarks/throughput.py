@@ -106,10 +106,10 @@ def run_worker(script_name, rank, args, shared, connection, measuring, results):
         shares = {part: seconds / wall for part, seconds in spent.items()}
         results.put((shares, clock.updates - counts[0], clock.segments - counts[1]))
 
-    thread = threading.Thread(target=report)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     script.run_worker(rank, args, shared, connection)
-    thread.join()
+    thread.join(5)  # for ever, if the main process was killed before it measured
 
 
 def make_shared(script, args):
