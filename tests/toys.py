@@ -1,8 +1,10 @@
 """Small environments of the tests' own, used as `--env-id toys:Id`."""
 
 import multiprocessing
+import os
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -105,13 +107,14 @@ class Endless(DelayedCue):
 
 
 class Stuck(DelayedCue):
-    """Block for ever after 20 steps."""
+    """Block for ever after 20 steps, and leave a file that says so."""
 
     steps = 0
 
     def step(self, action):
         Stuck.steps += 1
         while Stuck.steps > 20:
+            Path(f"stuck-{os.getpid()}").touch()
             time.sleep(1)
         return super().step(action)
 
