@@ -293,15 +293,9 @@ class ActorCritic(nn.Module):
     def __init__(self, num_actions: int):
         super().__init__()
         relu = math.sqrt(2)
-        self.body = nn.Sequential(
-            initialise(nn.Conv2d(STACK, 16, 8, 4), relu),
-            nn.ReLU(),
-            initialise(nn.Conv2d(16, 32, 4, 2), relu),
-            nn.ReLU(),
-            nn.Flatten(),
-            initialise(nn.Linear(32 * 9 * 9, 256), relu),
-            nn.ReLU(),
-        )
+        self.conv1 = initialise(nn.Conv2d(STACK, 16, 8, 4), relu)
+        self.conv2 = initialise(nn.Conv2d(16, 32, 4, 2), relu)
+        self.dense = initialise(nn.Linear(32 * 9 * 9, 256), relu)
         self.lstm = nn.LSTM(256, 256)
         for name, parameter in self.lstm.named_parameters():
             (nn.init.zeros_ if "bias" in name else nn.init.orthogonal_)(parameter)
@@ -325,13 +319,23 @@ class ActorCritic(nn.Module):
         """
         x = observations.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
         x -= x.mean((1, 2, 3), keepdim=True)  # a bright ground drives units to 0 for good
-        features = self.body(x)
+        x = self.conv1(x).relu_()
+        x = self.conv2(x).relu_()
+        features = self.dense(x.flatten(1)).relu_()
         if len(features) == 1:  # acting: nn.LSTM packs its weights at every call, 0.2 ms of 0.25
             state = torch.lstm_cell(features, state, *self.lstm.all_weights[0])
             features = state[0]
         else:
             features, state = self.lstm(features, state)
         return self.policy(features).log_softmax(1), self.value(features).squeeze(1), state
+
+
+def as_batch(observations: list[np.ndarray] | np.ndarray) -> Tensor:
+    """Make [N, 4, 84, 84], in memory [N, 84, 84, 4], of N observations, each [4, 84, 84].
+
+    The network wants channels last, and OpenCV interleaves frames ten times as fast as torch.
+    """
+    return torch.from_numpy(np.stack([cv2.merge(x) for x in observations])).permute(0, 3, 1, 2)
 
 
 # Worker ===========================================================================================
@@ -351,9 +355,18 @@ class Shared(NamedTuple):
         return self.start + int(self.steps_taken.sum())
 
 
-def select_action(pi: Tensor, generator: torch.Generator) -> int:
-    """Draw an action from π [1, A]."""
-    return int(torch.multinomial(pi, 1, generator=generator))
+def select_action(pi: Tensor, noise: Tensor) -> int:
+    """Draw an action from π [1, A].
+
+        a = argmax_i π_i / e_i,   e ~ Exp(1): the first of A arrivals at rates π
+
+    `torch.multinomial` does the same in three times the time.
+
+    Args:
+        pi: [1, A].
+        noise: [A], e.
+    """
+    return int((pi / noise).argmax())
 
 
 @torch.no_grad()
@@ -372,17 +385,18 @@ def collect_segment(
         "r" and length "l" if it is over.
     """
     observations, actions, rewards, first_state = [observation], [], [], state
+    noise = torch.empty(num_steps, int(env.action_space.n)).exponential_(generator=generator)
     terminated, episode = False, None
     while len(actions) < num_steps and not terminated and episode is None:
-        log_pi, _, state = model(torch.from_numpy(observations[-1])[None], state)
-        actions.append(select_action(log_pi.exp(), generator))
+        log_pi, _, state = model(as_batch(observations[-1:]), state)
+        actions.append(select_action(log_pi.exp(), noise[len(actions)]))
         observation, reward, terminated, _, info = env.step(actions[-1])
         observations.append(observation)
         rewards.append(reward)
         terminated = terminated or info.get("life_lost", False)
         episode = info.get("episode")  # there when the game has terminated or was truncated
-    stacks = torch.from_numpy(np.stack(observations)).contiguous(memory_format=torch.channels_last)
     rewards = torch.tensor(rewards, dtype=torch.float32)
+    stacks = as_batch(observations)
     segment = Segment(stacks, torch.tensor(actions), rewards, bool(terminated), first_state)
     return segment, state, episode
 
@@ -857,6 +871,7 @@ def evaluate(args: Namespace) -> list[float]:
     env = open_env(args, int(seeds[0]), render_mode)
     model = ActorCritic(int(env.action_space.n))
     load_weights(model, checkpoint["model"], args.evaluate)
+    noise = torch.ones(int(env.action_space.n))  # equal for all: the most probable action wins
     returns, frames = [], []
     for game in range(1, args.eval_episodes + 1):
         observation, _ = env.reset()
@@ -865,10 +880,10 @@ def evaluate(args: Namespace) -> list[float]:
             wanted = args.capture_video and game == 1 and len(frames) < GIF_FRAMES
             if wanted and step % GIF_EVERY == 0:
                 frames.append(env.render())
-            log_pi, _, state = model(torch.from_numpy(observation)[None], state)
-            greedy = int(log_pi.argmax())
-            action = greedy if args.greedy else select_action(log_pi.exp(), generator)
-            observation, _, _, _, info = env.step(action)
+            log_pi, _, state = model(as_batch([observation]), state)
+            if not args.greedy:
+                noise.exponential_(generator=generator)
+            observation, _, _, _, info = env.step(select_action(log_pi.exp(), noise))
             episode, step = info.get("episode"), step + 1
         returns.append(float(episode["r"]))
         print(f"game {game}: return {episode['r']:.8g}, length {episode['l']}", flush=True)

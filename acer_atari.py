@@ -417,17 +417,10 @@ class ActorCritic(nn.Module):
     def __init__(self, num_actions: int):
         super().__init__()
         relu = math.sqrt(2)
-        self.body = nn.Sequential(
-            initialise(nn.Conv2d(STACK, 32, 8, 4), relu),
-            nn.ReLU(),
-            initialise(nn.Conv2d(32, 64, 4, 2), relu),
-            nn.ReLU(),
-            initialise(nn.Conv2d(64, 64, 3, 1), relu),
-            nn.ReLU(),
-            nn.Flatten(),
-            initialise(nn.Linear(64 * 7 * 7, 512), relu),
-            nn.ReLU(),
-        )
+        self.conv1 = initialise(nn.Conv2d(STACK, 32, 8, 4), relu)
+        self.conv2 = initialise(nn.Conv2d(32, 64, 4, 2), relu)
+        self.conv3 = initialise(nn.Conv2d(64, 64, 3, 1), relu)
+        self.dense = initialise(nn.Linear(64 * 7 * 7, 512), relu)
         self.policy = initialise(nn.Linear(512, num_actions), 0.01)
         self.q = initialise(nn.Linear(512, num_actions), 1.0)
         self.to(memory_format=torch.channels_last)  # convolutions are a quarter faster
@@ -435,8 +428,19 @@ class ActorCritic(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, 4, 84, 84] to π and Q, both [N, A]."""
         x = observations.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-        features = self.body(x)
+        x = self.conv1(x).relu_()
+        x = self.conv2(x).relu_()
+        x = self.conv3(x).relu_()
+        features = self.dense(x.flatten(1)).relu_()
         return self.policy(features).softmax(1), self.q(features)
+
+
+def as_batch(observations: list[np.ndarray] | np.ndarray) -> Tensor:
+    """Make [N, 4, 84, 84], in memory [N, 84, 84, 4], of N observations, each [4, 84, 84].
+
+    The network wants channels last, and OpenCV interleaves frames ten times as fast as torch.
+    """
+    return torch.from_numpy(np.stack([cv2.merge(x) for x in observations])).permute(0, 3, 1, 2)
 
 
 # Replay ===========================================================================================
@@ -500,7 +504,7 @@ class ReplayBuffer:
         back = np.minimum(age[:, None], np.arange(STACK)[::-1])  # not beyond the game's start
         frames = self.frames[(steps[:, None] - back) % self.capacity]
         return Segment(
-            torch.from_numpy(frames).contiguous(memory_format=torch.channels_last),
+            as_batch(frames),
             torch.from_numpy(self.actions[place[:-1]]),
             torch.from_numpy(self.rewards[place[:-1]]),
             torch.from_numpy(self.mu[place[:-1]]),
@@ -526,9 +530,18 @@ class Shared(NamedTuple):
         return self.start + int(self.steps_taken.sum())
 
 
-def select_action(pi: Tensor, generator: torch.Generator) -> int:
-    """Draw an action from π [1, A]."""
-    return int(torch.multinomial(pi, 1, generator=generator))
+def select_action(pi: Tensor, noise: Tensor) -> int:
+    """Draw an action from π [1, A].
+
+        a = argmax_i π_i / e_i,   e ~ Exp(1): the first of A arrivals at rates π
+
+    `torch.multinomial` does the same in three times the time.
+
+    Args:
+        pi: [1, A].
+        noise: [A], e.
+    """
+    return int((pi / noise).argmax())
 
 
 @torch.no_grad()
@@ -541,19 +554,20 @@ def collect_segment(
         The segment, and the finished game's unclipped return "r" and length "l" if it is over.
     """
     observations, actions, rewards, mu = [observation], [], [], []
+    noise = torch.empty(num_steps, int(env.action_space.n)).exponential_(generator=generator)
     terminated, episode = False, None
     while len(actions) < num_steps and not terminated and episode is None:
-        pi, _ = model(torch.from_numpy(observations[-1])[None])
-        actions.append(select_action(pi, generator))
+        pi, _ = model(as_batch(observations[-1:]))
+        actions.append(select_action(pi, noise[len(actions)]))
         mu.append(pi)
         observation, reward, terminated, _, info = env.step(actions[-1])
         observations.append(observation)
         rewards.append(reward)
         terminated = terminated or info.get("life_lost", False)
         episode = info.get("episode")  # there when the game has terminated or was truncated
-    stacks = torch.from_numpy(np.stack(observations)).contiguous(memory_format=torch.channels_last)
     rewards = torch.tensor(rewards, dtype=torch.float32)
-    return Segment(stacks, torch.tensor(actions), rewards, torch.cat(mu), bool(terminated)), episode
+    stacks, mu = as_batch(observations), torch.cat(mu)
+    return Segment(stacks, torch.tensor(actions), rewards, mu, bool(terminated)), episode
 
 
 @torch.no_grad()
@@ -1044,6 +1058,7 @@ def evaluate(args: Namespace) -> list[float]:
     env = open_env(args, int(seeds[0]), render_mode)
     model = ActorCritic(int(env.action_space.n))
     load_weights(model, checkpoint["model"], args.evaluate)
+    noise = torch.ones(int(env.action_space.n))  # equal for all: the most probable action wins
     returns, frames = [], []
     for game in range(1, args.eval_episodes + 1):
         observation, _ = env.reset()
@@ -1052,9 +1067,10 @@ def evaluate(args: Namespace) -> list[float]:
             wanted = args.capture_video and game == 1 and len(frames) < GIF_FRAMES
             if wanted and step % GIF_EVERY == 0:
                 frames.append(env.render())
-            pi, _ = model(torch.from_numpy(observation)[None])
-            action = int(pi.argmax()) if args.greedy else select_action(pi, generator)
-            observation, _, _, _, info = env.step(action)
+            pi, _ = model(as_batch([observation]))
+            if not args.greedy:
+                noise.exponential_(generator=generator)
+            observation, _, _, _, info = env.step(select_action(pi, noise))
             episode, step = info.get("episode"), step + 1
         returns.append(float(episode["r"]))
         print(f"game {game}: return {episode['r']:.8g}, length {episode['l']}", flush=True)

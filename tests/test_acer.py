@@ -1,11 +1,14 @@
 """ACER's equations against explicit sums, enumeration, autograd and brute force."""
 
+import importlib
 import itertools
+import math
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
@@ -391,6 +394,43 @@ def test_the_network_gives_a_nearly_uniform_policy_and_one_value_for_each_action
     assert (pi - 1 / 6).abs().max() < 0.05
     torch.testing.assert_close(torch.cat([one for one, _ in singly]), pi, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.cat([one for _, one in singly]), q, rtol=1e-4, atol=1e-5)
+
+
+def test_actions_are_drawn_with_the_policys_probabilities():
+    """Each one's share within four standard errors; one of probability 0 never comes."""
+    pi, count = torch.tensor([[0.05, 0.0, 0.2, 0.75]]), 20_000
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.empty(count, 4).exponential_(generator=generator)
+    drawn = np.bincount([script.select_action(pi, row) for row in noise], minlength=4) / count
+    wanted = pi[0].numpy()
+    assert drawn[1] == 0
+    assert (np.abs(drawn - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / count)).all()
+    assert script.select_action(pi, torch.ones(4)) == 3  # without noise the most probable one
+
+
+@pytest.mark.parametrize("name", ["acer_atari", "a3c_recurrent_atari"])
+def test_every_step_of_every_segment_draws_its_own_action(name, monkeypatch):
+    """Of three equal actions one in three repeats the one before, within 4 standard errors."""
+    script = importlib.import_module(name)
+    env = script.make_env("toys:DelayedCue-v0", 1)
+    monkeypatch.setattr(env.unwrapped, "delay", 10**6)
+    monkeypatch.setattr(env.unwrapped, "action_space", Discrete(3))
+    uniform = torch.full((1, 3), 1 / 3)
+    model = {
+        "acer_atari": lambda observations: (uniform, None),
+        "a3c_recurrent_atari": lambda observations, state: (uniform.log(), None, state),
+    }[name]
+    state = (None,) * (name == "a3c_recurrent_atari")
+    generator = torch.Generator().manual_seed(1)
+    observation, _ = env.reset()
+    actions = []
+    for _ in range(100):
+        segment = script.collect_segment(env, model, observation, *state, 20, generator)[0]
+        actions.append(segment.actions)
+        observation = segment.observations[-1].contiguous().numpy()
+    actions = torch.stack(actions)
+    for one, other in [(actions[:, 1:], actions[:, :-1]), (actions[1:], actions[:-1])]:
+        assert abs((one == other).double().mean() - 1 / 3) < 4 * math.sqrt(2 / 9 / one.numel())
 
 
 def atari_segment(reward: float) -> Segment:

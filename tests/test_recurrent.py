@@ -260,9 +260,10 @@ def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_t
 def test_without_its_state_it_stays_at_chance(tmp_path, monkeypatch):
     """The same script, its LSTM started afresh at every step: nothing else tells the cue."""
     text = (ROOT / "a3c_recurrent_atari.py").read_text()
-    line = "features = self.body(x)\n"
+    line = "features = self.dense(x.flatten(1)).relu_()\n"
     assert text.count(line) == 1
-    forgetful = text.replace(line, "features = self.lstm(self.body(x)[None])[0][0]\n")
+    alone = "features = self.lstm(self.dense(x.flatten(1)).relu_()[None])[0][0]\n"
+    forgetful = text.replace(line, alone)
     start, end = (
         forgetful.index("        if len(features) == 1"),
         forgetful.index("        return self.p"),

@@ -118,9 +118,9 @@ def test_a_gradient_with_other_strides_is_refused():
     shared = network()
     model = copy.deepcopy(shared)
     give_gradients(model.parameters(), 0)
-    weight = model.body[0].weight
+    weight = model.conv1.weight
     weight.grad = weight.grad.contiguous()
-    with pytest.raises(RuntimeError, match=r"body\.0\.weight"):
+    with pytest.raises(RuntimeError, match=r"conv1\.weight"):
         apply_gradients(model, shared, SharedAdam(shared.parameters(), lr=1.0), 40.0)
 
 
@@ -213,7 +213,7 @@ def test_moments_have_their_parameters_strides(kind):
     model = network()
     for p, state in kind(model.parameters(), lr=1e-3).state.items():
         assert all(t.stride() == p.stride() for t in state.values() if t.dim())
-    assert model.body[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("kind", [SharedAdam, SharedRMSprop])
@@ -258,4 +258,4 @@ def test_weights_are_copied_in_place():
     copy_weights(target, source)
     assert_same_weights(source, target, rtol=0, atol=0)
     assert [p.data_ptr() for p in target.parameters()] == places
-    assert target.body[0].weight.stride() == source.body[0].weight.stride()
+    assert target.conv1.weight.stride() == source.conv1.weight.stride()
