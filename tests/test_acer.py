@@ -408,17 +408,27 @@ def test_actions_are_drawn_with_the_policys_probabilities():
     assert script.select_action(pi, torch.ones(4)) == 3  # without noise the most probable one
 
 
-@pytest.mark.parametrize("name", ["acer_atari", "a3c_recurrent_atari"])
+ATARI = ["acer_atari", "a3c_recurrent_atari"]
+
+
+def near(share: torch.Tensor, wanted: float, count: int) -> bool:
+    return abs(float(share) - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / count)
+
+
+@pytest.mark.parametrize("name", ATARI)
 def test_every_step_of_every_segment_draws_its_own_action(name, monkeypatch):
-    """Of three equal actions one in three repeats the one before, within 4 standard errors."""
+    """With probability Σ π² an action is that of another step or segment, each of them drawn anew.
+
+    All shares are within 4 standard errors.
+    """
     script = importlib.import_module(name)
     env = script.make_env("toys:DelayedCue-v0", 1)
     monkeypatch.setattr(env.unwrapped, "delay", 10**6)
     monkeypatch.setattr(env.unwrapped, "action_space", Discrete(3))
-    uniform = torch.full((1, 3), 1 / 3)
+    pi = torch.tensor([[0.1, 0.3, 0.6]])
     model = {
-        "acer_atari": lambda observations: (uniform, None),
-        "a3c_recurrent_atari": lambda observations, state: (uniform.log(), None, state),
+        "acer_atari": lambda observations: (pi, None),
+        "a3c_recurrent_atari": lambda observations, state: (pi.log(), None, state),
     }[name]
     state = (None,) * (name == "a3c_recurrent_atari")
     generator = torch.Generator().manual_seed(1)
@@ -429,8 +439,38 @@ def test_every_step_of_every_segment_draws_its_own_action(name, monkeypatch):
         actions.append(segment.actions)
         observation = segment.observations[-1].contiguous().numpy()
     actions = torch.stack(actions)
+    for action, wanted in enumerate(pi[0].tolist()):
+        assert near((actions == action).float().mean(), wanted, actions.numel())
     for one, other in [(actions[:, 1:], actions[:, :-1]), (actions[1:], actions[:-1])]:
-        assert abs((one == other).double().mean() - 1 / 3) < 4 * math.sqrt(2 / 9 / one.numel())
+        assert near((one == other).float().mean(), 0.46, one.numel())
+
+
+@pytest.mark.parametrize("name", ATARI)
+def test_evaluation_draws_from_the_policy_or_takes_its_most_probable_action(
+    name, tmp_path, monkeypatch
+):
+    script, toys = (importlib.import_module(module) for module in (name, "toys"))
+    model = script.ActorCritic(2)
+    with torch.no_grad():
+        model.policy.weight.zero_()
+        model.policy.bias.copy_(torch.tensor([0.3, 0.7]).log())
+    args = vars(script.parse_args(["--env-id", "toys:DelayedCue-v0"]))
+    contents = {"script": script.SCRIPT, "args": args, "model": model.state_dict()}
+    torch.save(contents, tmp_path / "weights.pt")
+    actions, step = [], toys.DelayedCue.step
+
+    def record(self, action):
+        actions.append(float(action))
+        return step(self, action)
+
+    monkeypatch.setattr(toys.DelayedCue, "step", record)
+    argv = ["--evaluate", str(tmp_path / "weights.pt"), "--eval-episodes", "100"]
+    script.evaluate(script.parse_args(argv))
+    assert near(np.mean(actions), 0.7, len(actions))
+    actions.clear()
+    script.evaluate(script.parse_args([*argv, "--greedy"]))
+    assert len(actions) == 700
+    assert set(actions) == {1.0}
 
 
 def atari_segment(reward: float) -> Segment:
