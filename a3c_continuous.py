@@ -158,7 +158,7 @@ def build_parser() -> Parser:
     add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
     add("--learning-rate", type=positive, help="step size; 3e-4 for adam, 7e-4 for rmsprop")
     add("--anneal-lr", action=flag, default=True, help="lower it linearly to 0 over the run")
-    add("--max-grad-norm", type=positive, default=1.0, help="longer gradients are scaled to this")
+    add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
 
     group = parser.add_argument_group("actor-critic")
     add = group.add_argument
