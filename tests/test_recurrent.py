@@ -2,8 +2,6 @@
 
 import copy
 import csv
-import importlib
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from torch import nn
 
 import a3c_recurrent_atari as script
 from a3c_recurrent_atari import ActorCritic, Segment, a3c_loss, n_step_returns
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("length", [1, 2, 20])
@@ -237,16 +233,15 @@ def last_returns(run_dir: Path, count: int) -> np.ndarray:
         return np.array([float(row["return"]) for row in csv.DictReader(file)][-count:])
 
 
-ARGV = "--env-id memory:Remember-v0 --seed 1 --num-workers 2 --learning-rate 1e-3 --log-interval 60"
-
-
 def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_too(tmp_path):
     """Chance is 0 with a standard error of 0.1 over 100 games.
 
-    One worker alone learns after 6,000 to 26,000 steps, by its seed: so a run goes on until it has.
+    Eight runs learned it after 10,000 to 25,000 steps: so a run goes on until it has. With a step
+    size of 1e-3 one never did: all units of the second convolution had died at the start.
     """
     run_dir = tmp_path / "run"
-    start = [*ARGV.split(), "--run-dir", str(run_dir)]
+    argv = "--env-id memory:Remember-v0 --seed 1 --num-workers 2 --log-interval 60"
+    start = [*argv.split(), "--run-dir", str(run_dir)]
     for budget in range(15_000, 90_000, 15_000):
         script.train(script.parse_args([*start, "--total-timesteps", str(budget)]))
         if last_returns(run_dir, 100).mean() > 0.8:
@@ -257,22 +252,18 @@ def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_t
     assert np.mean(script.evaluate(script.parse_args(argv))) > 0.8
 
 
-def test_without_its_state_it_stays_at_chance(tmp_path, monkeypatch):
-    """The same script, its LSTM started afresh at every step: nothing else tells the cue."""
-    text = (ROOT / "a3c_recurrent_atari.py").read_text()
-    line = "features = self.dense(x.flatten(1)).relu_()\n"
-    assert text.count(line) == 1
-    alone = "features = self.lstm(self.dense(x.flatten(1)).relu_()[None])[0][0]\n"
-    forgetful = text.replace(line, alone)
-    start, end = (
-        forgetful.index("        if len(features) == 1"),
-        forgetful.index("        return self.p"),
-    )
-    forgetful = forgetful[:start] + forgetful[end:]
-    (tmp_path / "forgetful.py").write_text(forgetful)
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("forgetful")
-    argv = [*ARGV.split(), "--total-timesteps", "10000", "--run-dir", str(tmp_path / "run")]
-    run_dir = module.train(module.parse_args(argv))
-    assert abs(last_returns(run_dir, 200).mean()) < 0.35  # five standard errors
-    del sys.modules["forgetful"]
+def test_without_memory_that_task_cannot_be_done():
+    """The question looks the same whatever the cue was, and only the answer to it is paid."""
+    questions, paid = {}, set()
+    for seed in range(10):
+        with script.make_env("memory:Remember-v0", seed) as env:
+            observation, _ = env.reset(seed=seed)
+            done = False
+            while not done:
+                last = observation
+                observation, reward, done, _, _ = env.step(0)
+                paid.add((bool(reward), done))
+            questions.setdefault(env.unwrapped.cue, []).append(last)
+    assert set(questions) == {0, 1}
+    assert all(np.array_equal(last, q) for asked in questions.values() for q in asked)
+    assert paid == {(False, False), (True, True)}
