@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    "acer_atari": "--env-id toys:DelayedCue-v0 --num-steps 5 --replay-size 600 --replay-start 50",
+    "acer_atari": "--env-id toys:DelayedCue-v0 --num-steps 5 --replay-size 600 --replay-start 50 "
+    "--replay-ratio 1",
     "a3c_recurrent_atari": "--env-id toys:DelayedCue-v0 --num-steps 5",
     "acer_continuous": "--env-id toys:DelayedCueBox-v0 --num-steps 5 --replay-size 600 "
     "--replay-start 50 --replay-ratio 4",
