@@ -32,7 +32,7 @@ Differences from the paper
 import argparse
 import contextlib
 import copy
-import ctypes
+import ctypes.util
 import importlib
 import json
 import math
@@ -685,20 +685,25 @@ def make_env(
     Actions beyond are clipped, and all are rescaled to the environment's own bounds.
 
     Raises:
-        gym.error.Error, ImportError: there is no such environment.
+        gym.error.Error, ImportError: there is no such environment, or nothing to draw it with.
         ValueError: its actions or observations are not what this script can use.
     """
     options = {"disable_env_checker": True} | ({"render_mode": render_mode} if render_mode else {})
-    if render_mode == "rgb_array" and sys.platform == "linux":  # pictures without a screen
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
+    screenless = render_mode == "rgb_array" and sys.platform == "linux"
+    if screenless:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if str(gym.spec(name).entry_point).startswith("gymnasium.envs.mujoco"):
+        backend = os.environ.setdefault("MUJOCO_GL", "egl") if screenless else None
+        if backend == "egl" and not ctypes.util.find_library("EGL"):
+            raise ImportError("MuJoCo draws its pictures with EGL; install it (Debian: libegl1)")
         import mujoco  # here, since only these environments need it
 
         mujoco.set_mju_user_warning(lambda text: None)  # or it writes MUJOCO_LOG.TXT right here
+        if render_mode:
+            options["camera_name"] = "track"  # or the robot walks out of the picture
     env = gym.make(name, **options)
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gym.spaces.Box):

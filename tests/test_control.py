@@ -1,8 +1,10 @@
 """What both continuous scripts have: environments, actions, observation statistics."""
 
 import json
+import sys
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -184,3 +186,24 @@ def test_sampled_and_mean_actions_differ_and_mean_actions_repeat(script, tmp_pat
     greedy, again = (script.evaluate(script.parse_args([*argv, "--greedy"])) for _ in range(2))
     sampled = script.evaluate(script.parse_args(argv))
     assert greedy == again != sampled
+
+
+def test_pictures_follow_the_robot(script, monkeypatch):
+    """Gymnasium's own choice is a camera that stands still."""
+    monkeypatch.setenv("MUJOCO_GL", "off")  # nothing is drawn: a test machine may be unable to
+    with script.make_env("HalfCheetah-v5", 0, render_mode="rgb_array") as env:
+        camera = env.unwrapped.mujoco_renderer.camera_id
+        assert env.unwrapped.model.cam_mode[camera] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+        assert camera >= 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo draws with what there is")
+def test_pictures_without_a_library_to_draw_them_end_with_one_line(script, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "")  # so that what the script sets is undone
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    args = script.parse_args(["--env-id", "Hopper-v5"])
+    with pytest.raises(SystemExit, match=r"--env-id Hopper-v5: .* EGL; install it") as ended:
+        script.open_env(args, 0, "rgb_array")
+    assert "\n" not in str(ended.value)
+    script.open_env(args, 0).close()  # training draws nothing
