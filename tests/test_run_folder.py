@@ -276,7 +276,7 @@ class Silent:
 
 @pytest.mark.parametrize("name", ACER)
 def test_replays_follow_a_poisson_law(name, monkeypatch):
-    """400 segments with 1.5 replays each: the mean's standard error is 0.061.
+    """200 segments with 1.5 replays each: the mean's standard error is 0.087.
 
     On Atari each segment is learned from once when it is new, too.
     """
@@ -288,7 +288,7 @@ def test_replays_follow_a_poisson_law(name, monkeypatch):
         return segments[-1]
 
     monkeypatch.setattr(script, "collect_segment", record)
-    flags = f"{TINY[name]} --num-workers 1 --replay-ratio 1.5 --total-timesteps 1450"
+    flags = f"{TINY[name]} --num-workers 1 --replay-ratio 1.5 --total-timesteps 750"
     args = script.parse_args(flags.split())
     learned = updates_of(script, args, script.make_shared(args, *sizes(name), None), monkeypatch)
     ends = np.cumsum([len(segment.rewards) for segment, _ in segments])
@@ -296,8 +296,8 @@ def test_replays_follow_a_poisson_law(name, monkeypatch):
     replays = np.array([learned.count(end) - when_new for end in ends])
     assert not replays[ends < 50].any()
     replays = replays[ends >= 50]
-    assert len(replays) > 380
-    assert np.mean(replays) == pytest.approx(1.5, abs=4 * 0.061)
+    assert len(replays) > 180
+    assert np.mean(replays) == pytest.approx(1.5, abs=4 * 0.087)
     assert np.var(replays) == pytest.approx(1.5, abs=0.6)
 
 
