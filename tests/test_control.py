@@ -193,8 +193,8 @@ def test_pictures_follow_the_robot(script, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "off")  # nothing is drawn: a test machine may be unable to
     with script.make_env("HalfCheetah-v5", 0, render_mode="rgb_array") as env:
         camera = env.unwrapped.mujoco_renderer.camera_id
-        assert env.unwrapped.model.cam_mode[camera] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
         assert camera >= 0
+        assert env.unwrapped.model.cam_mode[camera] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo draws with what there is")
