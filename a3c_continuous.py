@@ -27,6 +27,7 @@ Differences from the paper
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
  6. Orthogonal initial weights.
+ 7. Segments of 20 steps with a bootstrap value (paper: whole episodes).
 """
 
 import argparse
@@ -187,7 +188,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     source = args.resume or args.evaluate
     if source:
         saved = load_checkpoint(source)["args"]
-        inherited = set(saved) & set(vars(args)) - {"resume", "run_dir", "capture_video", "render"}
+        own = {"resume", "run_dir", "eval_episodes", "greedy", "capture_video", "render"}
+        inherited = set(saved) & set(vars(args)) - own
         parser.set_defaults(**{name: saved[name] for name in inherited})
         args = parser.parse_args(argv)
         for name in ("env_id", "optimizer") if args.resume else ("env_id",):
@@ -331,8 +333,8 @@ class ActorCritic(nn.Module):
 
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
-        self.policy_net = mlp(obs_size, 2 * action_size, 0.01)  # starts with mean 0, σ² = log 2
-        self.value_net = mlp(obs_size, 1, 1.0, nn.Tanh)  # 1,500 on HalfCheetah, ReLU 850
+        self.policy_net = mlp(obs_size, 2 * action_size, 0.01)  # mean near 0, σ² near log 2
+        self.value_net = mlp(obs_size, 1, 1.0, nn.Tanh)  # on HalfCheetah 1,500, ReLU 850
 
     def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map [..., D] to the mean and σ, both [..., d]; σ² is a softplus."""
@@ -436,7 +438,7 @@ def collect_segment(
 
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy all weights, in place."""
+    """Copy all parameters, in place. Buffers, as batch normalisation has them, are not shared."""
     torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
@@ -444,6 +446,8 @@ def apply_gradients(
     model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
 ) -> Tensor:
     """Step the shared weights along the local gradient, forget it, and return its norm.
+
+    Every parameter must have a gradient.
 
     Raises:
         FloatingPointError: the gradient is not finite; the shared weights are left as they are.
@@ -548,10 +552,10 @@ def take_longer_slices() -> None:
 
     Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
     """
-    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())  # of sched_setattr
-    if sys.platform == "linux" and number and os.sched_getscheduler(0) == os.SCHED_OTHER:
+    sched_setattr = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
+    if sys.platform == "linux" and sched_setattr and os.sched_getscheduler(0) == os.SCHED_OTHER:
         attributes = struct.pack("IIQiIQQQ", 48, 0, 0, os.nice(0), 0, 100_000_000, 0, 0)
-        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+        ctypes.CDLL(None).syscall(sched_setattr, 0, attributes, 0)
 
 
 def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
@@ -856,7 +860,7 @@ def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
 
 @torch.no_grad()
 def evaluate(args: Namespace) -> list[float]:
-    """Play whole episodes with a trained policy, rewards as they are; return their returns."""
+    """Play whole episodes with a trained policy, raw rewards; print and return the returns."""
     torch.set_num_threads(1)  # for batches of one, more threads only wait for each other
     checkpoint = load_checkpoint(args.evaluate, "observed")
     # The spawn key sets these streams apart from every worker's.
@@ -950,7 +954,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     for rank in range(args.num_workers):
         if shared.stop:
             return
-        # Ignored while it starts, for it inherits that: only the main process is to react.
+        # Ignored while it starts, for it inherits that: only the main process is to react. One that
+        # comes in these milliseconds is lost.
         before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             receiver, sender = context.Pipe(duplex=False)
@@ -1008,6 +1013,7 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
             kill_at = now + SECONDS_TO_STOP
         if now >= kill_at:
             for process in running.values():
+                failures.setdefault(process.name, f"did not stop in {SECONDS_TO_STOP} s")
                 process.kill()
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 
@@ -1058,7 +1064,8 @@ def train(args: Namespace) -> Path:
 
     Raises:
         SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
-            worker died or the settings cannot be run. What was learned is in the checkpoint.
+            worker died or did not stop, or the settings cannot be run. What was learned is in the
+            checkpoint.
     """
     with open_env(args, args.seed) as env:
         sizes = env.observation_space.shape[0], env.action_space.shape[0]

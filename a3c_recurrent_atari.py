@@ -25,6 +25,7 @@ Differences from the paper
     same.
  5. Orthogonal initial weights, forget gates with a bias of 1; the network sees a stack of frames
     less its mean brightness.
+ 6. Segments of 20 steps (paper: 5), and a learning rate that stays, unless `--anneal-lr` is given.
 """
 
 import argparse
@@ -185,7 +186,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     source = args.resume or args.evaluate
     if source:
         saved = load_checkpoint(source)["args"]
-        inherited = set(saved) & set(vars(args)) - {"resume", "run_dir", "capture_video", "render"}
+        own = {"resume", "run_dir", "eval_episodes", "greedy", "capture_video", "render"}
+        inherited = set(saved) & set(vars(args)) - own
         parser.set_defaults(**{name: saved[name] for name in inherited})
         args = parser.parse_args(argv)
         for name in ("env_id", "optimizer") if args.resume else ("env_id",):
@@ -405,7 +407,7 @@ def collect_segment(
 
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy all weights, in place."""
+    """Copy all parameters, in place. Buffers, as batch normalisation has them, are not shared."""
     torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
@@ -413,6 +415,8 @@ def apply_gradients(
     model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
 ) -> Tensor:
     """Step the shared weights along the local gradient, forget it, and return its norm.
+
+    Every parameter must have a gradient.
 
     Raises:
         FloatingPointError: the gradient is not finite; the shared weights are left as they are.
@@ -517,10 +521,10 @@ def take_longer_slices() -> None:
 
     Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
     """
-    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())  # of sched_setattr
-    if sys.platform == "linux" and number and os.sched_getscheduler(0) == os.SCHED_OTHER:
+    sched_setattr = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
+    if sys.platform == "linux" and sched_setattr and os.sched_getscheduler(0) == os.SCHED_OTHER:
         attributes = struct.pack("IIQiIQQQ", 48, 0, 0, os.nice(0), 0, 100_000_000, 0, 0)
-        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+        ctypes.CDLL(None).syscall(sched_setattr, 0, attributes, 0)
 
 
 def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
@@ -719,6 +723,8 @@ def make_env(
     if space.shape != (SCREEN, SCREEN) or space.dtype != np.uint8:
         wanted = f"this script needs uint8 of shape ({SCREEN}, {SCREEN})"
         raise ValueError(f"{space.dtype} observations of shape {space.shape}; {wanted}")
+    if not is_atari:  # one that draws on the same array at every step would change older frames
+        env = gym.wrappers.TransformObservation(env, np.copy, space)
     env = gym.wrappers.RecordEpisodeStatistics(env)  # whole games, rewards as they are
     if is_atari:
         env = AtariGame(env)
@@ -948,7 +954,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     for rank in range(args.num_workers):
         if shared.stop:
             return
-        # Ignored while it starts, for it inherits that: only the main process is to react.
+        # Ignored while it starts, for it inherits that: only the main process is to react. One that
+        # comes in these milliseconds is lost.
         before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             receiver, sender = context.Pipe(duplex=False)
@@ -1006,6 +1013,7 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
             kill_at = now + SECONDS_TO_STOP
         if now >= kill_at:
             for process in running.values():
+                failures.setdefault(process.name, f"did not stop in {SECONDS_TO_STOP} s")
                 process.kill()
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 
@@ -1055,7 +1063,8 @@ def train(args: Namespace) -> Path:
 
     Raises:
         SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
-            worker died or the settings cannot be run. What was learned is in the checkpoint.
+            worker died or did not stop, or the settings cannot be run. What was learned is in the
+            checkpoint.
     """
     with open_env(args, args.seed) as env:
         num_actions = int(env.action_space.n)

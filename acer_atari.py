@@ -22,13 +22,13 @@ Differences from the paper
     paper's, lock-free.
  2. The entropy bonus stands inside g, before the trust region; the paper leaves its place open.
  3. The bias correction uses Q(x, a) as in equation 9; Algorithm 2 prints Q(x, a_t).
- 4. Learning from replay starts after `replay_start` steps: from the first step on, the policy
+ 4. Learning from replay starts after `replay_start` steps: if it starts at the first, the policy
     collapses to one action within minutes.
  5. A lost life ends a segment with value 0, as if the game had ended, but the game goes on; FIRE
     is pressed after a reset and after a lost life, or Breakout would stand still.
  6. A segment ends with the life or game; its losses are divided by `num_steps`, whatever its
     length, so that every state weighs the same.
- 7. Orthogonal initial weights.
+ 7. Orthogonal initial weights; an entropy bonus of 0.01 (paper: 0.001).
 """
 
 import argparse
@@ -200,7 +200,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     source = args.resume or args.evaluate
     if source:
         saved = load_checkpoint(source)["args"]
-        inherited = set(saved) & set(vars(args)) - {"resume", "run_dir", "capture_video", "render"}
+        own = {"resume", "run_dir", "eval_episodes", "greedy", "capture_video", "render"}
+        inherited = set(saved) & set(vars(args)) - own
         parser.set_defaults(**{name: saved[name] for name in inherited})
         args = parser.parse_args(argv)
         for name in ("env_id", "optimizer") if args.resume else ("env_id",):
@@ -376,7 +377,7 @@ def acer_loss(
     q_taken = q.gather(1, actions[:, None]).squeeze(1)
 
     with torch.no_grad():
-        rho = (pi / mu).gather(1, actions[:, None]).squeeze(1)
+        rho = (pi / mu.clamp_min(MIN_PROBABILITY)).gather(1, actions[:, None]).squeeze(1)
         rho_bar = rho.clamp_max(1)
         q_ret = retrace(segment.rewards, q_taken, values, rho_bar, bootstrap_value, args.gamma)
         g = categorical_policy_gradient(
@@ -548,7 +549,11 @@ def select_action(pi: Tensor, noise: Tensor) -> int:
 
 @torch.no_grad()
 def collect_segment(
-    env: gym.Env, model: nn.Module, observation: np.ndarray, num_steps: int, generator
+    env: gym.Env,
+    model: nn.Module,
+    observation: np.ndarray,
+    num_steps: int,
+    generator: torch.Generator,
 ) -> tuple[Segment, dict | None]:
     """Act for at most `num_steps` steps, no further than the end of the life or game.
 
@@ -574,7 +579,7 @@ def collect_segment(
 
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy all weights, in place."""
+    """Copy all parameters, in place. Buffers, as batch normalisation has them, are not shared."""
     torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
@@ -589,6 +594,8 @@ def apply_gradients(
     model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
 ) -> Tensor:
     """Step the shared weights along the local gradient, forget it, and return its norm.
+
+    Every parameter must have a gradient.
 
     Raises:
         FloatingPointError: the gradient is not finite; the shared weights are left as they are.
@@ -700,10 +707,10 @@ def take_longer_slices() -> None:
 
     Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
     """
-    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())  # of sched_setattr
-    if sys.platform == "linux" and number and os.sched_getscheduler(0) == os.SCHED_OTHER:
+    sched_setattr = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
+    if sys.platform == "linux" and sched_setattr and os.sched_getscheduler(0) == os.SCHED_OTHER:
         attributes = struct.pack("IIQiIQQQ", 48, 0, 0, os.nice(0), 0, 100_000_000, 0, 0)
-        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+        ctypes.CDLL(None).syscall(sched_setattr, 0, attributes, 0)
 
 
 def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
@@ -902,6 +909,8 @@ def make_env(
     if space.shape != (SCREEN, SCREEN) or space.dtype != np.uint8:
         wanted = f"this script needs uint8 of shape ({SCREEN}, {SCREEN})"
         raise ValueError(f"{space.dtype} observations of shape {space.shape}; {wanted}")
+    if not is_atari:  # one that draws on the same array at every step would change older frames
+        env = gym.wrappers.TransformObservation(env, np.copy, space)
     env = gym.wrappers.RecordEpisodeStatistics(env)  # whole games, rewards as they are
     if is_atari:
         env = AtariGame(env)
@@ -1137,7 +1146,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     for rank in range(args.num_workers):
         if shared.stop:
             return
-        # Ignored while it starts, for it inherits that: only the main process is to react.
+        # Ignored while it starts, for it inherits that: only the main process is to react. One that
+        # comes in these milliseconds is lost.
         before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             receiver, sender = context.Pipe(duplex=False)
@@ -1195,6 +1205,7 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
             kill_at = now + SECONDS_TO_STOP
         if now >= kill_at:
             for process in running.values():
+                failures.setdefault(process.name, f"did not stop in {SECONDS_TO_STOP} s")
                 process.kill()
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 
@@ -1245,7 +1256,8 @@ def train(args: Namespace) -> Path:
 
     Raises:
         SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
-            worker died or the settings cannot be run. What was learned is in the checkpoint.
+            worker died or did not stop, or the settings cannot be run. What was learned is in the
+            checkpoint.
     """
     with open_env(args, args.seed) as env:
         num_actions = int(env.action_space.n)

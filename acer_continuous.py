@@ -24,8 +24,9 @@ Differences from the paper
     each; the paper's share a body.
  3. Observations are normalised by the running mean and variance of all workers' observations;
     rewards are scaled by `reward_scale`, 0.1.
- 4. Replay is larger than the paper's 5,000 steps a worker, and its ratio higher; the learning rate
-    falls to 0 over the run.
+ 4. Replay is of 50,000 steps over all workers (paper: 5,000 a worker), with 12 replays a segment
+    (paper: 4), and learning starts when it holds `replay_start` steps; the learning rate falls to 0
+    over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
  6. Orthogonal initial weights.
@@ -201,7 +202,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     source = args.resume or args.evaluate
     if source:
         saved = load_checkpoint(source)["args"]
-        inherited = set(saved) & set(vars(args)) - {"resume", "run_dir", "capture_video", "render"}
+        own = {"resume", "run_dir", "eval_episodes", "greedy", "capture_video", "render"}
+        inherited = set(saved) & set(vars(args)) - own
         parser.set_defaults(**{name: saved[name] for name in inherited})
         args = parser.parse_args(argv)
         for name in ("env_id", "optimizer") if args.resume else ("env_id",):
@@ -427,7 +429,7 @@ def acer_loss(
     with torch.no_grad():
         log_rho = gaussian_log_density(candidates[:2], phi, std)
         log_rho -= gaussian_log_density(candidates[:2], segment.mu_mean, std)
-        rho, drawn_rho = log_rho.clamp_max(20).exp()  # e^20: above every c, and finite
+        rho, drawn_rho = log_rho.clamp_max(20).exp()  # e^20: far above c, and finite
         trace_coef = rho.pow(1 / actions.shape[1]).clamp_max(1)
         ones = torch.ones_like(rho)
         q_ret, q_opc = (
@@ -447,8 +449,8 @@ def acer_loss(
             args.rho_clip,
             args.bias_correction,
         )
-        moved = phi - average_model.policy(x)
-        k = moved / std**2  # ∇_φ KL[π_a ‖ π]
+        mean_shift = phi - average_model.policy(x)
+        k = mean_shift / std**2  # ∇_φ KL[π_a ‖ π]
         z = trust_region_step(g, k, args.trust_region_delta) if args.trust_region else g
         v_target = rho.clamp_max(1) * (q_ret - q_tilde) + values
 
@@ -461,7 +463,7 @@ def acer_loss(
         "value_loss": value_loss.detach(),
         "rho": rho.mean(),
         "truncated_weights": (rho > args.rho_clip).float().mean(),
-        "average_policy_kl": 0.5 * (moved / std).square().sum(1).mean(),
+        "average_policy_kl": 0.5 * (mean_shift / std).square().sum(1).mean(),
         "trust_region_active": (z != g).any(1).float().mean(),
         "q_ret": q_ret,
         "q": q_tilde.detach(),
@@ -659,7 +661,7 @@ def collect_segment(
 
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy all weights, in place."""
+    """Copy all parameters, in place. Buffers, as batch normalisation has them, are not shared."""
     torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
@@ -674,6 +676,8 @@ def apply_gradients(
     model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
 ) -> Tensor:
     """Step the shared weights along the local gradient, forget it, and return its norm.
+
+    Every parameter must have a gradient.
 
     Raises:
         FloatingPointError: the gradient is not finite; the shared weights are left as they are.
@@ -773,9 +777,10 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
             observation, _ = env.reset()
         else:
             observation = segment.observations[-1].numpy()
-        if updates and shared.steps_taken[rank] >= next_report:
+        if shared.steps_taken[rank] >= next_report:
             fill = len(replay) / replay.capacity
-            connection.send(("statistics", shared.steps(), rank, fill, summarise(updates)))
+            means = summarise(updates) if updates else {}  # none until replay_start
+            connection.send(("statistics", shared.steps(), rank, fill, means))
             updates, next_report = [], next_report + STATISTICS_EVERY
 
 
@@ -795,10 +800,10 @@ def take_longer_slices() -> None:
 
     Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
     """
-    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())  # of sched_setattr
-    if sys.platform == "linux" and number and os.sched_getscheduler(0) == os.SCHED_OTHER:
+    sched_setattr = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
+    if sys.platform == "linux" and sched_setattr and os.sched_getscheduler(0) == os.SCHED_OTHER:
         attributes = struct.pack("IIQiIQQQ", 48, 0, 0, os.nice(0), 0, 100_000_000, 0, 0)
-        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+        ctypes.CDLL(None).syscall(sched_setattr, 0, attributes, 0)
 
 
 def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
@@ -1107,7 +1112,7 @@ def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
 
 @torch.no_grad()
 def evaluate(args: Namespace) -> list[float]:
-    """Play whole episodes with a trained policy, rewards as they are; return their returns."""
+    """Play whole episodes with a trained policy, raw rewards; print and return the returns."""
     torch.set_num_threads(1)  # for batches of one, more threads only wait for each other
     checkpoint = load_checkpoint(args.evaluate, "observed")
     # The spawn key sets these streams apart from every worker's.
@@ -1203,7 +1208,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     for rank in range(args.num_workers):
         if shared.stop:
             return
-        # Ignored while it starts, for it inherits that: only the main process is to react.
+        # Ignored while it starts, for it inherits that: only the main process is to react. One that
+        # comes in these milliseconds is lost.
         before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             receiver, sender = context.Pipe(duplex=False)
@@ -1261,6 +1267,7 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
             kill_at = now + SECONDS_TO_STOP
         if now >= kill_at:
             for process in running.values():
+                failures.setdefault(process.name, f"did not stop in {SECONDS_TO_STOP} s")
                 process.kill()
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 
@@ -1312,7 +1319,8 @@ def train(args: Namespace) -> Path:
 
     Raises:
         SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
-            worker died or the settings cannot be run. What was learned is in the checkpoint.
+            worker died or did not stop, or the settings cannot be run. What was learned is in the
+            checkpoint.
     """
     with open_env(args, args.seed) as env:
         sizes = env.observation_space.shape[0], env.action_space.shape[0]

@@ -28,10 +28,10 @@ LABELS = {
     "a3c_continuous": "A3C",
 }
 PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-GREY = dict.fromkeys(PARTS, "#808080")  # reads on light and on dark pages
+GREY = dict.fromkeys(PARTS, "#797979")  # reads on light and on dark pages
 COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
-OVERVIEW = ["pong", "breakout", "HalfCheetah-v5", "Hopper-v5"]
+OVERVIEW = ["pong", "breakout", "HalfCheetah-v5"]
 ABLATION_STEPS = 600_000
 ABLATION = {  # files, colour
     "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
@@ -86,7 +86,7 @@ def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
 def draw(path: Path, panels: list[Panel], columns: int) -> None:
     """Draw a picture on a transparent ground."""
     rows = math.ceil(len(panels) / columns)
-    size = (7, 3.6) if len(panels) == 1 else (5 * columns, 3.3 * rows)
+    size = (7, 3.6) if len(panels) == 1 else (12 if columns == 3 else 10, 3.3 * rows)
     with mpl.rc_context(GREY):
         figure, grid = plt.subplots(rows, columns, figsize=size, dpi=130, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
@@ -102,7 +102,7 @@ def draw(path: Path, panels: list[Panel], columns: int) -> None:
             axes.set_xlabel(label)
             axes.set_ylabel(f"{panel.y}, mean of {games} games")
             axes.grid(alpha=0.25)
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=9)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         figure.tight_layout()
@@ -128,14 +128,14 @@ def draw_games() -> None:
         ).groups()
         found[game][script].append(read(path))
     for game, runs in found.items():
-        atari = any("atari" in script for script in runs)
-        axes = ("step", "seconds") if atari else ("step",)
+        compared = "a3c_recurrent_atari" in runs  # with ACER, on the same machine
+        axes = ("step", "seconds") if compared else ("step",)
         panels = [games_panel(game, runs, x, "return") for x in axes]
         draw(HERE / f"{game}_return.png", panels, len(panels))
         if any(np.ptp(run["length"]) for seeds in runs.values() for run in seeds):
             draw(HERE / f"{game}_length.png", [games_panel(game, runs, "step", "length")], 1)
     overview = [games_panel(game, found[game], "step", "return") for game in OVERVIEW]
-    draw(HERE / "overview.png", overview, 2)
+    draw(HERE / "overview.png", overview, len(overview))
 
 
 def draw_ablation() -> None:
