@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete
+from harness import ACER, SCRIPTS
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
@@ -360,19 +361,37 @@ def test_the_statistics_are_what_they_say():
     assert not any(value.requires_grad for value in statistics.values())
 
 
-def test_the_summary_averages_and_pools_states():
+def test_a_policy_that_is_sure_has_a_finite_loss_and_statistics():
+    """π = (1, 0, 0) in floating point, also where another action was taken long ago."""
+    model, average_model = Linear(1), Linear(2)
+    with torch.no_grad():
+        model.policy.copy_(torch.tensor([[900.0, 0, 0]] * 5))
+    segment = linear_segment(20, False)
+    segment = segment._replace(observations=segment.observations.abs() + 1)
+    assert model(segment.observations)[0].min() == 0
+    loss, statistics = acer_loss(model, average_model, segment, settings())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(value.isfinite().all() for value in statistics.values())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_summary_averages_and_pools_states(name):
     rng = np.random.default_rng(0)
-    updates, returns, estimates = [], [], []
+    target, estimate, mean = ("q_ret", "q", "q") if name in ACER else ("returns", "values", "value")
+    updates, targets, estimates = [], [], []
     for length in (3, 20, 1):
-        q_ret, q = rng.normal(size=(2, length)).astype(np.float32)
-        returns, estimates = [*returns, *q_ret], [*estimates, *q]
+        pair = rng.normal(size=(2, length)).astype(np.float32)
+        targets, estimates = [*targets, *pair[0]], [*estimates, *pair[1]]
         updates.append({"entropy": torch.tensor(float(length))})
-        updates[-1] |= {"q_ret": torch.from_numpy(q_ret), "q": torch.from_numpy(q)}
-    summary = script.summarise(updates)
-    explained = 1 - np.var(np.subtract(returns, estimates)) / np.var(returns)
+        updates[-1] |= dict(zip((target, estimate), torch.from_numpy(pair), strict=True))
+    summary = importlib.import_module(name).summarise(updates)
+    explained = 1 - np.var(np.subtract(targets, estimates)) / np.var(targets)
     assert summary["entropy"] == 8
     assert summary["explained_variance"] == pytest.approx(explained, rel=1e-5)
-    assert summary["q"] == pytest.approx(np.mean(estimates), rel=1e-5)
+    assert summary[mean] == pytest.approx(np.mean(estimates), rel=1e-5)
+    assert len(summary) == 3
 
 
 # Network and one update ===========================================================================

@@ -226,6 +226,10 @@ def test_the_statistics_are_what_they_say():
     torch.testing.assert_close(statistics["rho"], rho.mean())
     torch.testing.assert_close(statistics["truncated_weights"], (rho > 1.3).float().mean())
     torch.testing.assert_close(statistics["average_policy_kl"], kl_divergence(pi_a, pi).mean())
+    error = statistics["q_ret"] - statistics["q"]
+    torch.testing.assert_close(statistics["q_loss"], error.square().mean())
+    towards_v = (rho.clamp_max(1) * error).square().mean()  # V^target − V
+    torch.testing.assert_close(statistics["value_loss"], towards_v)
     assert not any(value.requires_grad for value in statistics.values())
 
 
@@ -317,6 +321,24 @@ def test_replays_memory_is_what_is_announced():
 
 
 # Worker ===========================================================================================
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_an_update_moves_the_shared_weights_and_then_their_average(decay):
+    args = script.parse_args(["--average-decay", str(decay)])
+    shared = script.make_shared(args, 4, 2, None)
+    model = script.copy.deepcopy(shared.model)
+    segment = Segment(*(part.float() for part in linear_segment(7, True)[:4]), True)
+    script.learn(segment, model, shared, args, torch.Generator())
+    for after, average, before in zip(
+        shared.model.parameters(),
+        shared.average_model.parameters(),
+        model.parameters(),
+        strict=True,
+    ):
+        assert not torch.equal(after, before)
+        wanted = decay * before + (1 - decay) * after
+        torch.testing.assert_close(average, wanted, rtol=1e-5, atol=1e-8)
 
 
 class Silent:

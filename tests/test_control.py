@@ -3,6 +3,7 @@
 import json
 import sys
 
+import boxes
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -174,6 +175,58 @@ def test_evaluation_uses_the_statistics_of_the_training(script, tmp_path, monkey
     # Mean 4, standard deviation 1; the fifth observation's time is 4.
     assert seen[-1][-1] == pytest.approx(0, abs=1e-3)
     assert json.dumps(contents["args"])
+
+
+def test_without_normalisation_evaluation_sees_observations_as_they_are(
+    script, tmp_path, monkeypatch
+):
+    args = script.parse_args(["--env-id", "boxes:Asymmetric-v0", "--no-normalize-obs"])
+    shared = script.make_shared(args, 4, 3, None)
+    shared.observed.add(0, torch.full((4, 4), 3.0))  # counted all the same
+    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
+    contents["observed"] = shared.observed.sums.sum(0)
+    torch.save(contents, tmp_path / "weights.pt")
+    times, forward = [], script.nn.Sequential.forward
+
+    def record(self, x):
+        times.append(float(x[-1]))
+        return forward(self, x)
+
+    monkeypatch.setattr(script.nn.Sequential, "forward", record)
+    argv = ["--evaluate", str(tmp_path / "weights.pt"), "--eval-episodes", "1"]
+    script.evaluate(script.parse_args(argv))
+    assert times == [0, 1, 2, 3, 4]
+
+
+def test_evaluation_draws_with_the_policys_deviation(script, tmp_path, monkeypatch):
+    """σ = 0.15 around 0, over 500 actions of three dimensions: within five standard errors."""
+    argv = ["--env-id", "boxes:Asymmetric-v0"]
+    acer = script.SCRIPT == "acer_continuous.py"
+    args = script.parse_args([*argv, *(["--policy-std", "0.15"] if acer else [])])
+    shared = script.make_shared(args, 4, 3, None)
+    net = shared.model.policy if acer else shared.model.policy_net
+    with torch.no_grad():
+        net[-1].weight.zero_()
+        if not acer:  # σ² is a softplus of this, and the least variance
+            wanted = torch.tensor(0.15**2 - script.MIN_VARIANCE)
+            net[-1].bias[3:] = wanted.expm1().log()
+    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
+    contents["observed"] = shared.observed.sums.sum(0)
+    torch.save(contents, tmp_path / "weights.pt")
+    actions, step = [], boxes.Box.step
+
+    def record(self, action):
+        actions.append(action)
+        return step(self, action)
+
+    monkeypatch.setattr(boxes.Box, "step", record)
+    argv = ["--evaluate", str(tmp_path / "weights.pt"), "--eval-episodes", "100"]
+    script.evaluate(script.parse_args(argv))
+    low, high = boxes.Box.action_space.low, boxes.Box.action_space.high
+    drawn = 2 * (np.array(actions) - low) / (high - low) - 1
+    assert drawn.shape == (500, 3)
+    assert abs(drawn.mean()) < 5 * 0.15 / 1500**0.5
+    assert abs(drawn.std() - 0.15) < 5 * 0.15 / 3000**0.5
 
 
 def test_sampled_and_mean_actions_differ_and_mean_actions_repeat(script, tmp_path):

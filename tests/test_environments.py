@@ -44,6 +44,17 @@ class ScriptedGame(gym.Env):
         return self.screen(), reward, terminated, truncated, {"lives": lives}
 
 
+class Redrawn(ScriptedGame):
+    """An emulator with one screen in memory, drawn over at every step."""
+
+    memory = np.zeros((84, 84), np.uint8)
+
+    def screen(self):
+        self.memory[:] = len(self.actions)
+        return self.memory
+
+
+gym.register("Redrawn-v0", lambda: Redrawn([(0, 3, False, False)] * 6))
 gym.register("Scripted-v0", lambda: ScriptedGame([(0, 3, False, False)] * 6))
 
 
@@ -131,6 +142,14 @@ def test_a_stack_holds_the_last_four_frames_and_begins_with_copies_of_the_first(
     again, _ = env.reset()
     assert again[:, 0, 0].tolist() == [5] * 4
     assert env.observation_space.contains(observation)
+
+
+@pytest.mark.parametrize("script", [acer_atari, a3c_recurrent_atari])
+def test_a_stack_is_right_when_the_environment_draws_on_the_same_array_every_time(script):
+    env = script.make_env("Redrawn-v0", seed=0)
+    env.reset()
+    seen = [env.step(0)[0][:, 0, 0].tolist() for _ in range(4)]
+    assert seen == [[0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "ALE/Pong-v5"])

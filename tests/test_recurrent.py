@@ -92,6 +92,46 @@ def model():
     return ActorCritic(4)
 
 
+def test_the_network_starts_as_described(model):
+    """A nearly uniform policy; forget gates of bias 1, the second of four, and none besides."""
+    segment = random_segment(20)
+    with torch.no_grad():
+        log_pi, _, _ = model(segment.observations, segment.state)
+    assert (log_pi.exp() - 1 / 4).abs().max() < 0.05
+    biases = model.lstm.bias_ih_l0.detach() + model.lstm.bias_hh_l0.detach()
+    assert torch.equal(biases.view(4, 256), torch.tensor([[0.0], [1], [0], [0]]).expand(4, 256))
+
+
+def test_the_forward_is_that_of_its_layers_on_frames_less_their_brightness(model):
+    """In double precision; the LSTM as its equations."""
+    segment, f = random_segment(3), nn.functional
+    p = {name: tensor.detach().double() for name, tensor in model.named_parameters()}
+    x = segment.observations.double() / 255
+    x = x - x.flatten(1).mean(1)[:, None, None, None]
+    x = f.conv2d(x, p["conv1.weight"], p["conv1.bias"], 4).clamp_min(0)
+    x = f.conv2d(x, p["conv2.weight"], p["conv2.bias"], 2).clamp_min(0)
+    x = (x.flatten(1) @ p["dense.weight"].T + p["dense.bias"]).clamp_min(0)
+    h, c = (part[0].double() for part in segment.state)
+    log_pi, values = [], []
+    for one in x:
+        gates = p["lstm.weight_ih_l0"] @ one + p["lstm.bias_ih_l0"]
+        gates = gates + p["lstm.weight_hh_l0"] @ h + p["lstm.bias_hh_l0"]
+        i, forget, g, o = gates.view(4, 256)
+        c = forget.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        log_pi.append((p["policy.weight"] @ h + p["policy.bias"]).log_softmax(0))
+        values.append(p["value.weight"][0] @ h + p["value.bias"][0])
+    with torch.no_grad():
+        found_log_pi, found_values, state = model(segment.observations, segment.state)
+    for found, wanted in [
+        (found_log_pi, torch.stack(log_pi)),
+        (found_values, torch.stack(values)),
+        (state[0][0], h),
+        (state[1][0], c),
+    ]:
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", range(1, 21))
 def test_the_batch_forward_of_a_segment_equals_the_steps_that_acted(model, length):
     segment = random_segment(length)

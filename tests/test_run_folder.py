@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -136,8 +137,68 @@ def test_large_scores_are_written_whole(name, tmp_path):
     script = module(name)
     log = script.RunLog(tmp_path, script.parse_args([]), 0, 0.0, *([1] if name in ACER else []))
     log.episode(10, 0, 1_234_567.0, 7)
+    assert [row["return"] for row in rows(tmp_path)] == ["1234567"], "also when killed right now"
     log.close()
-    assert [row["return"] for row in rows(tmp_path)] == ["1234567"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_progress_line_says_what_happened_since_the_last(name, tmp_path, monkeypatch, capsys):
+    """Two logs, as before and after a stop: 50 seconds of 2 steps, 10 of 30, 20 of 5, 10 of 0."""
+    script = module(name)
+    monkeypatch.setattr(script, "time", SimpleNamespace(monotonic=lambda: now))
+    args, memory = script.parse_args(["--total-timesteps", "1000"]), [8_000_000] * (name in ACER)
+    now = 1000.0
+    log = script.RunLog(tmp_path, args, 0, 0.0, *memory)
+    now += 50
+    log.progress(100)
+    log.episode(90, 0, -3.0, 40)
+    log.episode(100, 0, 1.0, 60)
+    now += 10
+    if name in ACER:
+        log.statistics(400, 0, 0.25, {})
+    log.progress(400)
+    log.close()
+    args.resume = str(tmp_path)
+    now = 5000.0
+    log = script.RunLog(tmp_path, args, 400, 60.0, *memory)
+    now += 20
+    log.episode(450, 0, 2.0, 20)
+    log.progress(500)
+    now += 10
+    log.progress(500)
+    log.close()
+    lines = [re.split(r" +\| +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert [line[:4] for line in lines] == [
+        ["100 steps  10.0%", "2 steps/s", "0:07:30 left", "no game over yet"],
+        [
+            "400 steps  40.0%",
+            "30 steps/s",
+            "0:00:20 left",
+            "return -1.00, length 50 (last 2 games)",
+        ],
+        ["500 steps  50.0%", "5 steps/s", "0:01:40 left", "return 0.00, length 40 (last 3 games)"],
+        [
+            "500 steps  50.0%",
+            "0 steps/s",
+            "unknown time left",
+            "return 0.00, length 40 (last 3 games)",
+        ],
+    ]
+    if name in ACER:
+        assert lines[1][4] == f"replay {0.25 / args.num_workers:.1%}, {2 / args.num_workers:.0f} MB"
+    assert [event.value for event in scalars(tmp_path)["charts/SPS"]] == [2, 30, 5, 0]
+    assert [float(row["seconds"]) for row in rows(tmp_path)] == [50, 50, 80]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_gif_has_the_colours_and_the_pace_of_its_frames(name, tmp_path):
+    script, path = module(name), tmp_path / "new" / "a.gif"
+    frames = [np.full((20, 20, 3), colour, np.uint8) for colour in ([200, 0, 0], [0, 0, 200])]
+    script.write_gif(path, frames, 130)
+    _, animation = cv2.imreadanimation(str(path))
+    colours = [frame[10, 10, :3].tolist() for frame in animation.frames]  # blue, green, red
+    np.testing.assert_allclose(colours, [[0, 0, 200], [200, 0, 0]], atol=40)
+    assert list(animation.durations.flat) == [130, 130]
 
 
 def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
@@ -197,6 +258,8 @@ def test_a_run_goes_on_where_it_stopped(copied):
     assert "5" not in {game["return"] for game in games}
     assert after["args"]["num_steps"] == 5, "settings are the run's own"
     assert after["args"]["num_workers"] == 2, "unless a flag changes one"
+    if is_continuous(name):
+        assert after["observed"][0] == after["steps"], "what was seen before the stop counts on"
     assert json.loads((run_dir / "args.json").read_text()) == after["args"]
     steps = [event.step for event in scalars(run_dir)["charts/episodic_return"]]
     assert sorted(steps) == sorted(int(game["step"]) for game in games)
@@ -337,9 +400,9 @@ def test_a_resumed_run_fills_its_replay_before_it_learns_from_it(name, monkeypat
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_learning_rate_falls_linearly_to_zero_if_asked(name, monkeypatch):
     script, rates = module(name), []
-    flags = f"{TINY[name]} --num-workers 1 --total-timesteps 100 --anneal-lr --learning-rate 1e-3"
+    flags = f"{TINY[name]} --num-workers 1 --total-timesteps 400 --anneal-lr --learning-rate 1e-3"
     args = script.parse_args(flags.split())
-    shared = script.make_shared(args, *sizes(name), None)
+    shared = script.make_shared(args, *sizes(name), None)._replace(start=300)
     collect_segment = script.collect_segment
 
     def record(*arguments):
@@ -349,7 +412,8 @@ def test_the_learning_rate_falls_linearly_to_zero_if_asked(name, monkeypatch):
     monkeypatch.setattr(script, "collect_segment", record)
     script.worker(0, args, shared, Silent())
     assert len(rates) > 20
-    assert all(rate == pytest.approx(1e-3 * (1 - step / 100)) for step, rate in rates)
+    assert rates[0][0] == 300
+    assert all(rate == pytest.approx(1e-3 * (1 - step / 400)) for step, rate in rates)
 
 
 def test_evaluation_prints_every_game_and_a_summary(finished, capsys):

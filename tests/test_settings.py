@@ -73,6 +73,18 @@ def test_a_bad_setting_exits_2_with_one_line(name, flags, capsys):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ACER)
+def test_a_replay_must_hold_a_segment_of_every_worker(name, capsys):
+    """Of 20 steps and a last observation, and on Atari the three frames before the first."""
+    flags = "--num-workers 2 --num-steps 20 --replay-start 1 --replay-size"
+    least = 2 * (20 + 1 if is_continuous(name) else 20 + 4)
+    assert module(name).parse_args([*flags.split(), str(least)])
+    with pytest.raises(SystemExit) as stop:
+        module(name).parse_args([*flags.split(), str(least - 1)])
+    assert stop.value.code == 2
+    assert f"give at least {least}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [("--gamma 1.5", "from 0 to 1"), ("--num-workers 0", "from 1"), ("--optimizer sgd", "adam")],
@@ -246,6 +258,29 @@ def test_a_checkpoint_of_another_environment_is_refused(name, flag, capsys):
         module(name).main([flag, ".", "--env-id", "PongNoFrameskip-v4"])
     assert stop.value.code == 2
     assert f"was trained with --env-id {toy(name)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_keeps_its_optimizer_and_takes_another_step_size(name, capsys):
+    torch.save(checkpoint(name), "checkpoint.pt")
+    with pytest.raises(SystemExit) as stop:
+        module(name).main(["--resume", ".", "--optimizer", "rmsprop"])
+    assert stop.value.code == 2
+    assert "was trained with --optimizer adam" in capsys.readouterr().err
+    args = module(name).parse_args(["--resume", ".", "--learning-rate", "0.125"])
+    shared = module(name).make_shared(args, *sizes(name), None)
+    assert shared.optimizer.param_groups[0]["lr"] == 0.125
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_how_a_run_was_once_watched_says_nothing_about_the_next_time(name):
+    """A run trained with --greedy --capture-video played its last games so, and no others."""
+    contents = checkpoint(name)
+    contents["args"] |= {"greedy": True, "capture_video": True, "eval_episodes": 3}
+    torch.save(contents, "checkpoint.pt")
+    args = module(name).parse_args(["--evaluate", "."])
+    assert (args.greedy, args.capture_video, args.eval_episodes) == (False, False, 10)
+    assert args.env_id == toy(name)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
