@@ -253,37 +253,38 @@ def evaluation(name: str, tmp_path, flags: str = "", change=lambda contents: Non
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_evaluation_and_workers_have_streams_of_their_own(name, monkeypatch, tmp_path):
-    """Games, actions and, in ACER, draws from the replay: one stream each, of every seed."""
-    script, games, actions, draws = module(name), [], [], []
+    """Games, actions and, in ACER, draws from the replay: one stream each, for every seed."""
+    script, words, draws = module(name), [], []
     make_env, manual_seed = script.make_env, torch.Generator.manual_seed
 
     def recording_make_env(env_id, seed, **kwargs):
-        games.append(seed)
+        words.append(seed)
         return make_env(env_id, seed, **kwargs)
 
     class Generator:
         def manual_seed(self, seed):
-            actions.append(seed)
+            words.append(seed)
             return manual_seed(torch._C.Generator(), seed)
 
     def recording_default_rng(seeds):
         draws.append(tuple(np.random.PCG64(seeds).state["state"].values()))
+
+    def stop(*arguments):
         raise InterruptedError
 
     monkeypatch.setattr(script, "make_env", recording_make_env)
     monkeypatch.setattr(script.torch, "Generator", Generator)
     monkeypatch.setattr(script.np.random, "default_rng", recording_default_rng)
+    monkeypatch.setattr(script, "collect_segment", stop)
+    args = settings(name, "--num-workers 2")
+    shared = script.make_shared(args, *sizes(name), None)
     for seed in (0, 1, 2):
         script.evaluate(evaluation(name, tmp_path, f"--seed {seed} --eval-episodes 1"))
-    assert len(set(games + actions)) == 6
-    if name in ACER:
-        args = settings(name, "--num-workers 2")
-        shared = script.make_shared(args, *sizes(name), None)
-        for args.seed in (0, 1):
-            for rank in (0, 1):
-                with pytest.raises(InterruptedError):
-                    script.worker(rank, args, shared, None)
-        assert len(set(draws)) == 4
+        for args.seed, rank in ((seed, 0), (seed, 1)):
+            with pytest.raises(InterruptedError):
+                script.worker(rank, args, shared, None)
+    assert len(set(words)) == 3 * (2 + 2 * 2)
+    assert len(set(draws)) == (6 if name in ACER else 0)
 
 
 @pytest.mark.parametrize("name", ACER)
