@@ -24,9 +24,9 @@ Differences from the paper
     each; the paper's share a body.
  3. Observations are normalised by the running mean and variance of all workers' observations;
     rewards are scaled by `reward_scale`, 0.1.
- 4. Replay is of 50,000 steps over all workers (paper: 5,000 a worker), with 12 replays a segment
-    (paper: 4), and learning starts when it holds `replay_start` steps; the learning rate falls to 0
-    over the run.
+ 4. A new segment is only stored, not learned from at once. Replay is of 50,000 steps over all
+    workers (paper: 5,000 a worker), with 12 replays a segment (paper: 4), and learning starts when
+    it holds `replay_start` steps; the learning rate falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
  6. Orthogonal initial weights.
