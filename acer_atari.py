@@ -1205,7 +1205,8 @@ def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace)
             kill_at = now + SECONDS_TO_STOP
         if now >= kill_at:
             for process in running.values():
-                failures.setdefault(process.name, f"did not stop in {SECONDS_TO_STOP} s")
+                text = f"killed, since it did not stop in {SECONDS_TO_STOP} s"
+                failures.setdefault(process.name, text)
                 process.kill()
     return next((f"{name} died: {text}" for name, text in failures.items()), None)
 

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "acer_atari": "--env-id toys:DelayedCue-v0 --num-steps 5 --replay-size 600 --replay-start 50 "
@@ -45,6 +47,27 @@ def sizes(name: str) -> tuple[int, ...]:
 def tiny(name: str, run_dir: Path, flags: str = "") -> list[str]:
     """Return the arguments of a small run; later flags win."""
     return [*TINY[name].split(), "--run-dir", str(run_dir), *flags.split()]
+
+
+def untrained(name: str, env_id: str | None = None) -> dict:
+    """Return what evaluation needs of a checkpoint, of an untrained network for the toys."""
+    script = module(name)
+    args = script.parse_args(["--env-id", env_id or toy(name)])
+    shared = script.make_shared(args, *sizes(name), None)
+    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
+    if is_continuous(name):
+        contents["observed"] = shared.observed.sums.sum(0)
+    return contents
+
+
+def assert_average_follows(average_model, before, after, decay: float) -> None:
+    """Check θ_a = α θ + (1 − α) θ' after one update from θ to θ', where θ_a began as θ."""
+    networks = (network.parameters() for network in (average_model, before, after))
+    for average, old, new in zip(*networks, strict=True):
+        assert not torch.equal(old, new)
+        torch.testing.assert_close(average, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-8)
+        assert old.grad is None
+        assert new.grad is None
 
 
 def descendants(pid: int) -> list[int]:

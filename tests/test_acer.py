@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete
-from harness import ACER, SCRIPTS
+from harness import ACER, SCRIPTS, assert_average_follows
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
@@ -511,16 +511,7 @@ def test_an_update_moves_the_shared_weights_and_a_little_the_average(optimizer):
     shared = script.make_shared(args, 2, None)
     model = script.copy.deepcopy(shared.model)
     script.learn(atari_segment(1.0), model, shared, args)
-    for shared_p, average, before in zip(
-        shared.model.parameters(),
-        shared.average_model.parameters(),
-        model.parameters(),
-        strict=True,
-    ):
-        assert not torch.equal(shared_p, before)
-        torch.testing.assert_close(average, 0.99 * before + 0.01 * shared_p, rtol=1e-5, atol=1e-8)
-        assert before.grad is None
-        assert shared_p.grad is None
+    assert_average_follows(shared.average_model, model, shared.model, 0.99)
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), 1e30])

@@ -5,6 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from harness import assert_average_follows
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -330,15 +331,7 @@ def test_an_update_moves_the_shared_weights_and_then_their_average(decay):
     model = script.copy.deepcopy(shared.model)
     segment = Segment(*(part.float() for part in linear_segment(7, True)[:4]), True)
     script.learn(segment, model, shared, args, torch.Generator())
-    for after, average, before in zip(
-        shared.model.parameters(),
-        shared.average_model.parameters(),
-        model.parameters(),
-        strict=True,
-    ):
-        assert not torch.equal(after, before)
-        wanted = decay * before + (1 - decay) * after
-        torch.testing.assert_close(average, wanted, rtol=1e-5, atol=1e-8)
+    assert_average_follows(shared.average_model, model, shared.model, decay)
 
 
 class Silent:

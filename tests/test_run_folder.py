@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from harness import ACER, ROOT, SCRIPTS, TINY, is_continuous, module, sizes, tiny, toy
+from harness import ACER, ROOT, SCRIPTS, TINY, is_continuous, module, sizes, tiny, toy, untrained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 OFF_POLICY = {"q_loss", "q", "rho", "truncated_weights", "average_policy_kl", "trust_region_active"}
@@ -433,12 +433,7 @@ def test_evaluation_prints_every_game_and_a_summary(finished, capsys):
 def test_evaluation_counts_rewards_as_they_are(name, tmp_path):
     """Ten steps that pay 0 or 3 each; clipped or scaled they would pay 1 or 0.3 at most."""
     script = module(name)
-    args = script.parse_args(["--env-id", toy(name, "Counting")])
-    shared = script.make_shared(args, *sizes(name), None)
-    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
-    if is_continuous(name):
-        contents["observed"] = shared.observed.sums.sum(0)
-    torch.save(contents, tmp_path / "weights.pt")
+    torch.save(untrained(name, toy(name, "Counting")), tmp_path / "weights.pt")
     returns = script.evaluate(script.parse_args(["--evaluate", str(tmp_path / "weights.pt")]))
     assert len(returns) == 10
     assert all(value % 3 == 0 for value in returns)

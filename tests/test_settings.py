@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import ACER, SCRIPTS, is_continuous, module, sizes, tiny, toy
+from harness import ACER, SCRIPTS, is_continuous, module, sizes, tiny, toy, untrained
 
 REFUSED = [
     "--num-workers 0",
@@ -208,17 +208,6 @@ class Evil:
         return Path.touch, (Path("evil"),)
 
 
-def checkpoint(name: str, **changes) -> dict:
-    """Return a checkpoint of an untrained network."""
-    script = module(name)
-    args = script.parse_args(["--env-id", toy(name)])
-    shared = script.make_shared(args, *sizes(name), None)
-    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
-    if is_continuous(name):
-        contents["observed"] = shared.observed.sums.sum(0)
-    return contents | changes
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @pytest.mark.parametrize(
@@ -226,7 +215,7 @@ def checkpoint(name: str, **changes) -> dict:
 )
 def test_a_checkpoint_that_will_not_do_ends_with_one_line(name, flag, damage):
     path = Path("checkpoint.pt")
-    contents = checkpoint(name)
+    contents = untrained(name)
     if damage == "list":
         contents = [1, 2]
     elif damage == "other script":
@@ -253,7 +242,7 @@ def test_a_checkpoint_that_will_not_do_ends_with_one_line(name, flag, damage):
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 def test_a_checkpoint_of_another_environment_is_refused(name, flag, capsys):
-    torch.save(checkpoint(name), "checkpoint.pt")
+    torch.save(untrained(name), "checkpoint.pt")
     with pytest.raises(SystemExit) as stop:
         module(name).main([flag, ".", "--env-id", "PongNoFrameskip-v4"])
     assert stop.value.code == 2
@@ -262,7 +251,7 @@ def test_a_checkpoint_of_another_environment_is_refused(name, flag, capsys):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_keeps_its_optimizer_and_takes_another_step_size(name, capsys):
-    torch.save(checkpoint(name), "checkpoint.pt")
+    torch.save(untrained(name), "checkpoint.pt")
     with pytest.raises(SystemExit) as stop:
         module(name).main(["--resume", ".", "--optimizer", "rmsprop"])
     assert stop.value.code == 2
@@ -275,7 +264,7 @@ def test_a_run_keeps_its_optimizer_and_takes_another_step_size(name, capsys):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_how_a_run_was_once_watched_says_nothing_about_the_next_time(name):
     """A run trained with --greedy --capture-video played its last games so, and no others."""
-    contents = checkpoint(name)
+    contents = untrained(name)
     contents["args"] |= {"greedy": True, "capture_video": True, "eval_episodes": 3}
     torch.save(contents, "checkpoint.pt")
     args = module(name).parse_args(["--evaluate", "."])
@@ -286,7 +275,7 @@ def test_how_a_run_was_once_watched_says_nothing_about_the_next_time(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_checkpoint_of_another_network_is_refused(name):
     other = module(name).ActorCritic(*(size + 5 for size in sizes(name)))
-    torch.save(checkpoint(name, model=other.state_dict()), "checkpoint.pt")
+    torch.save(untrained(name) | {"model": other.state_dict()}, "checkpoint.pt")
     with pytest.raises(SystemExit) as stop:
         module(name).main(["--evaluate", "."])
     assert "do not fit this network" in stop.value.code
@@ -295,7 +284,7 @@ def test_a_checkpoint_of_another_network_is_refused(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_weights_that_serve_for_evaluation_alone_cannot_be_resumed(name):
-    torch.save(checkpoint(name), "weights.pt")
+    torch.save(untrained(name), "weights.pt")
     with pytest.raises(SystemExit) as stop:
         module(name).main(["--resume", "weights.pt"])
     assert "weights.pt lacks" in stop.value.code

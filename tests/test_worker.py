@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from harness import ACER, SCRIPTS, TINY, is_continuous, module, sizes, toy
+from harness import ACER, SCRIPTS, TINY, is_continuous, module, sizes, toy, untrained
 
 CONTINUOUS = [name for name in SCRIPTS if is_continuous(name)]
 ATARI = [name for name in SCRIPTS if not is_continuous(name)]
@@ -238,17 +238,11 @@ def test_an_environment_is_seeded_once_so_that_its_games_differ(name, monkeypatc
     assert len(seeds) == 11
 
 
-def evaluation(name: str, tmp_path, flags: str = "", change=lambda contents: None):
+def evaluation(name: str, tmp_path, flags: str):
     """Write weights to evaluate, and return the settings for it."""
-    script = module(name)
-    args = script.parse_args(["--env-id", toy(name)])
-    shared = script.make_shared(args, *sizes(name), None)
-    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
-    if is_continuous(name):
-        contents["observed"] = shared.observed.sums.sum(0)
-    change(contents)
-    torch.save(contents, tmp_path / "weights.pt")
-    return script.parse_args(["--evaluate", str(tmp_path / "weights.pt"), *flags.split()])
+    torch.save(untrained(name), tmp_path / "weights.pt")
+    argv = ["--evaluate", str(tmp_path / "weights.pt"), *flags.split()]
+    return module(name).parse_args(argv)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
