@@ -4,7 +4,7 @@
 
 A run's curve is the mean of its last 100 games on Atari, and wherever a run has thousands of them,
 of its last 20 elsewhere; it begins when a fifth of them have been played. Thin lines are single
-seeds; with several of them, the thick one is their mean. Needs matplotlib.
+seeds; with three or more of them, the thick one is their mean. Needs matplotlib.
 """
 
 import csv
@@ -33,11 +33,18 @@ COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
 OVERVIEW = ["pong", "breakout", "HalfCheetah-v5"]
 ABLATION_STEPS = 600_000
-ABLATION = {  # files, colour
-    "4 replays a segment": ("curves/acer_atari_pong_seed*.csv", "#1f77b4"),
-    "4, no trust region": ("ablation/no_trust_region_seed*.csv", "#9467bd"),
-    "1 replay": ("ablation/replay_ratio_1_seed*.csv", "#2ca02c"),
-    "no replay": ("ablation/replay_ratio_0_seed*.csv", "#d62728"),
+KEPT = "curves/acer_atari_pong_seed*.csv"
+ABLATION = {  # a panel's title: its settings' colours and files
+    "ACER on Pong: replay and trust region": {
+        "4 replays a segment": ("#1f77b4", KEPT),
+        "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
+        "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
+        "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
+    },
+    "ACER on Pong: a stack's mean brightness": {
+        "kept": ("#1f77b4", KEPT, "ablation/brightness_kept_seed*.csv"),
+        "subtracted": ("#2ca02c", "ablation/brightness_subtracted_seed*.csv"),
+    },
 }
 
 
@@ -67,13 +74,14 @@ class Panel(NamedTuple):
 
 
 def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
-    """Draw the curves of one setting's seeds, thin, and their mean where all of them are."""
+    """Draw the curves of one setting's seeds; of three or more thin, and their mean."""
     name = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
-    for at, mean in curves:
-        alone = len(curves) == 1
-        width, alpha = (1.8, 1.0) if alone else (0.7, 0.5)
-        axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=name * alone or None)
-    if len(curves) > 1:
+    few = len(curves) < 3
+    for i, (at, mean) in enumerate(curves):
+        width, alpha = (1.8, 1.0) if few else (0.7, 0.5)
+        label = name if few and i == 0 else None
+        axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=label)
+    if not few:
         first, last = max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves)
         grid = np.linspace(first, last, 500)
         mean = np.mean([np.interp(grid, at, curve) for at, curve in curves], axis=0)
@@ -136,14 +144,17 @@ def draw_games() -> None:
 
 
 def draw_ablation() -> None:
-    """Draw what replay and the trust region do on Pong."""
-    settings = {}
-    for name, (pattern, colour) in ABLATION.items():
-        runs = [read(path) for path in sorted(HERE.glob(pattern))]
-        if runs:
+    """Draw what replay, the trust region and the brightness do on Pong."""
+    panels = []
+    for title, files in ABLATION.items():
+        settings = {}
+        for name, (colour, *patterns) in files.items():
+            paths = [path for pattern in patterns for path in sorted(HERE.glob(pattern))]
+            runs = [read(path) for path in paths]
             runs = [{k: v[run["step"] <= ABLATION_STEPS] for k, v in run.items()} for run in runs]
             settings[name] = colour, runs
-    draw(HERE / "ablation.png", [Panel("ACER on Pong", settings, 100, "step", "return")], 1)
+        panels.append(Panel(title, settings, 100, "step", "return"))
+    draw(HERE / "ablation.png", panels, len(panels))
 
 
 if __name__ == "__main__":
