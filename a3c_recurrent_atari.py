@@ -167,7 +167,6 @@ def build_parser() -> Parser:
     add("--ent-coef", type=number(float, 0), default=0.01, help="entropy bonus [β]")
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value's squared error")
     add("--reward-clip", action=flag, default=True, help="learn from the sign of the reward")
-    add("--center-frames", action=flag, default=True, help="subtract a stack's mean brightness")
     return parser
 
 
@@ -295,9 +294,8 @@ def initialise(layer: nn.Module, gain: float) -> nn.Module:
 class ActorCritic(nn.Module):
     """Policy π(·|x) and value V(x) on a convolutional body and an LSTM."""
 
-    def __init__(self, num_actions: int, center_frames: bool = True):
+    def __init__(self, num_actions: int):
         super().__init__()
-        self.center_frames = center_frames
         relu = math.sqrt(2)
         self.conv1 = initialise(nn.Conv2d(STACK, 16, 8, 4), relu)
         self.conv2 = initialise(nn.Conv2d(16, 32, 4, 2), relu)
@@ -324,8 +322,7 @@ class ActorCritic(nn.Module):
             log π [T, A], V [T], and the state after the last observation.
         """
         x = observations.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-        if self.center_frames:  # a bright ground drives units to 0 for good
-            x -= x.mean((1, 2, 3), keepdim=True)
+        x -= x.mean((1, 2, 3), keepdim=True)  # a bright ground drives units to 0 for good
         x = self.conv1(x).relu_()
         x = self.conv2(x).relu_()
         features = self.dense(x.flatten(1)).relu_()
@@ -880,7 +877,7 @@ def evaluate(args: Namespace) -> list[float]:
     generator = torch.Generator().manual_seed(int(seeds[1]))
     render_mode = "human" if args.render else "rgb_array" if args.capture_video else None
     env = open_env(args, int(seeds[0]), render_mode)
-    model = ActorCritic(int(env.action_space.n), args.center_frames)
+    model = ActorCritic(int(env.action_space.n))
     load_weights(model, checkpoint["model"], args.evaluate)
     noise = torch.ones(int(env.action_space.n))  # equal for all: the most probable action wins
     returns, frames = [], []
@@ -939,7 +936,7 @@ def make_run_dir(args: Namespace) -> Path:
 def make_shared(args: Namespace, num_actions: int, checkpoint: dict | None) -> Shared:
     """Make the network, optimizer and counters in shared memory, as at the checkpoint if any."""
     torch.manual_seed(args.seed)
-    model = ActorCritic(num_actions, args.center_frames).share_memory()
+    model = ActorCritic(num_actions).share_memory()
     kind = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer]
     optimizer = kind(model.parameters(), args.learning_rate)
     if checkpoint:

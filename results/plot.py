@@ -41,9 +41,10 @@ ABLATION = {  # a panel's title: its settings' colours and files
         "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
         "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
     },
-    "ACER on Pong: a stack's mean brightness": {
+    "ACER on Pong: the ground's brightness": {
         "kept": ("#1f77b4", KEPT, "ablation/brightness_kept_seed*.csv"),
-        "subtracted": ("#2ca02c", "ablation/brightness_subtracted_seed*.csv"),
+        "mean subtracted": ("#2ca02c", "ablation/mean_subtracted_seed*.csv"),
+        "median subtracted": ("#9467bd", "ablation/median_subtracted_seed*.csv"),
     },
 }
 

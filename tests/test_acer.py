@@ -415,15 +415,14 @@ def test_the_network_gives_a_nearly_uniform_policy_and_one_value_for_each_action
     torch.testing.assert_close(torch.cat([one for _, one in singly]), q, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("center", [True, False])
-def test_the_forward_is_that_of_its_layers(center):
-    """In double precision."""
+def test_the_forward_is_that_of_its_layers_on_frames_less_their_ground():
+    """In double precision; a stack's ground is the median of every eighth pixel each way."""
     torch.manual_seed(0)
-    model, f = ActorCritic(6, center), nn.functional
+    model, f = ActorCritic(6), nn.functional
     p = {name: tensor.detach().double() for name, tensor in model.named_parameters()}
-    x = pixels(3).double() / 255
-    if center:
-        x = x - x.flatten(1).mean(1)[:, None, None, None]
+    x = pixels(3).numpy() / 255
+    ground = [np.sort(stack[:, ::8, ::8], None)[(4 * 11 * 11 - 1) // 2] for stack in x]
+    x = torch.from_numpy(x - np.array(ground)[:, None, None, None])
     for name, stride in [("conv1", 4), ("conv2", 2), ("conv3", 1)]:
         x = f.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], stride).clamp_min(0)
     x = (x.flatten(1) @ p["dense.weight"].T + p["dense.bias"]).clamp_min(0)
@@ -433,6 +432,46 @@ def test_the_forward_is_that_of_its_layers(center):
     torch.testing.assert_close(pi.double(), wanted, rtol=1e-4, atol=1e-5)
     wanted = x @ p["q.weight"].T + p["q.bias"]
     torch.testing.assert_close(q.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def screens(ground: int, count: int, rng: np.random.Generator) -> torch.Tensor:
+    """Return stacks of frames with one small sprite in each, at random."""
+    stacks = np.full((count, 4, 84, 84), ground, np.uint8)
+    for screen in stacks.reshape(-1, 84, 84):
+        row, column = rng.integers(80, size=2)
+        screen[row : row + 4, column : column + 2] = ground + 149
+    return torch.from_numpy(stacks)
+
+
+def test_a_brighter_ground_changes_nothing_and_a_black_one_stays_black():
+    """Each stack by itself: a bright one among others has no effect on them."""
+    model = ActorCritic(4)
+    black = screens(0, 3, np.random.default_rng(0))
+    brighter = black.clone()
+    brighter[1] += 100
+    seen = []
+    model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.testing.assert_close(model(brighter), model(black), rtol=1e-4, atol=1e-5)
+    assert torch.equal(seen[1], black.float() * (1 / 255))
+
+
+def test_a_grey_ground_leaves_no_unit_dead():
+    """On Pong's grey, after a hundred updates in which the values learn that the game is lost.
+
+    Without the ground subtracted half of the first layer's units would never respond again.
+    """
+    torch.manual_seed(0)
+    model, rng = ActorCritic(6), np.random.default_rng(0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (model(screens(87, 8, rng))[1] + 2).square().mean().backward()
+        optimizer.step()
+    seen = []
+    model.conv1.register_forward_hook(lambda *call: seen.append(call[-1] > 0))
+    with torch.no_grad():
+        model(screens(87, 50, rng))
+    assert seen[0].transpose(0, 1).flatten(1).any(1).all()
 
 
 def test_actions_are_drawn_with_the_policys_probabilities():
@@ -448,81 +487,6 @@ def test_actions_are_drawn_with_the_policys_probabilities():
 
 
 ATARI = ["acer_atari", "a3c_recurrent_atari"]
-
-
-def outputs(model: nn.Module, observations: torch.Tensor) -> list[torch.Tensor]:
-    """Return both heads' outputs, of a recurrent network at the start of a game."""
-    state = [model.initial_state()] if hasattr(model, "initial_state") else []
-    return list(model(observations, *state)[:2])
-
-
-@pytest.mark.parametrize("name", ATARI)
-def test_a_brighter_ground_changes_nothing(name):
-    """Each stack by itself: a bright one among others has no effect on them."""
-    model = importlib.import_module(name).ActorCritic(4)
-    observations = pixels(3) // 3
-    brighter = observations.clone()
-    brighter[1] += 100
-    wanted, found = outputs(model, observations), outputs(model, brighter)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    model.center_frames = False
-    assert not torch.allclose(outputs(model, brighter)[1], outputs(model, observations)[1], 0.01)
-
-
-def units_alive(script, center: bool) -> float:
-    """Return the share of the first layer's units that respond to small sprites on Pong's grey.
-
-    That is after a hundred updates in which the values learn that the game is being lost.
-    """
-    torch.manual_seed(0)
-    model, rng = script.ActorCritic(6, center), np.random.default_rng(0)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-
-    def screens(count: int) -> torch.Tensor:
-        screens = np.full((count, 4, 84, 84), 87, np.uint8)
-        for screen in screens.reshape(-1, 84, 84):
-            row, column = rng.integers(80, size=2)
-            screen[row : row + 4, column : column + 2] = 236
-        return torch.from_numpy(screens)
-
-    for _ in range(100):
-        optimizer.zero_grad()
-        (outputs(model, screens(8))[1] + 2).square().mean().backward()
-        optimizer.step()
-    responses = []
-    model.conv1.register_forward_hook(lambda *call: responses.append(call[-1] > 0))
-    with torch.no_grad():
-        outputs(model, screens(50))
-    return float(responses[0].transpose(0, 1).flatten(1).any(1).float().mean())
-
-
-@pytest.mark.parametrize("name", ATARI)
-def test_a_bright_ground_leaves_no_unit_dead(name):
-    """Without its brightness subtracted a quarter of the units never responds again."""
-    script = importlib.import_module(name)
-    assert units_alive(script, center=True) == 1
-    assert units_alive(script, center=False) < 0.9
-
-
-@pytest.mark.parametrize("name", ATARI)
-def test_the_brightness_is_kept_if_asked(name, tmp_path, monkeypatch):
-    """By the network that learns and by the one that plays."""
-    script, made = importlib.import_module(name), []
-
-    def record(num_actions, center_frames):
-        made.append(center_frames)
-        return ActorCritic(num_actions, center_frames)
-
-    ActorCritic = script.ActorCritic
-    monkeypatch.setattr(script, "ActorCritic", record)
-    for flag in ([], ["--no-center-frames"]):
-        args = script.parse_args(["--env-id", "toys:DelayedCue-v0", *flag])
-        shared = script.make_shared(args, 2, None)
-        weights = shared.model.state_dict()
-        torch.save({"script": script.SCRIPT, "args": vars(args), "model": weights}, tmp_path / "w")
-        argv = ["--evaluate", str(tmp_path / "w"), "--eval-episodes", "1"]
-        script.evaluate(script.parse_args(argv))
-    assert made == [True, True, False, False]
 
 
 def near(share: torch.Tensor, wanted: float, count: int) -> bool:

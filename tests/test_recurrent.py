@@ -164,6 +164,19 @@ def test_the_gradient_flows_from_the_last_step_to_the_first_observation(model):
     model.zero_grad()
 
 
+def test_a_brighter_ground_changes_nothing(model):
+    """Each stack by itself: a bright one among others has no effect on them."""
+    observations = torch.randint(100, (3, 4, 84, 84), dtype=torch.uint8)
+    brighter = observations.clone()
+    brighter[1] += 100
+    for wanted, got in zip(
+        model(observations, model.initial_state()),
+        model(brighter, model.initial_state()),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_weights_gradient_is_that_of_the_whole_segment(model):
     """A central difference along one direction sees every path, also those through the state."""
     model, segment = copy.deepcopy(model), random_segment(6)
