@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_two_processes_share_weights_moments_and_step_counts(kind):
 
 def step_on_rare_gradients(p, optimizer, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(500):
+    for _ in range(250):
         p.grad = torch.zeros_like(p)
         some = torch.randint(p.numel(), (20_000,), generator=generator)
         p.grad.view(-1)[some] = 1e-2 * torch.randn(20_000, generator=generator)
@@ -190,6 +191,27 @@ def test_steps_of_two_processes_at_the_same_time_stay_as_small_as_those_of_one(k
         process.join()
         assert process.exitcode == 0
     assert float(p.detach().abs().max()) < 0.1
+
+
+def announce_and_step(model, optimizer, ready) -> None:
+    ready.set()
+    step_alone(model, optimizer, [0])
+
+
+def test_adam_waits_while_another_process_steps():
+    model = network().share_memory()
+    optimizer, before = SharedAdam(model.parameters(), lr=1e-3), copy.deepcopy(model)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    with optimizer.lock:
+        process = context.Process(target=announce_and_step, args=(model, optimizer, ready))
+        process.start()
+        assert ready.wait(60)
+        time.sleep(0.5)  # a step takes a hundredth of that
+        assert_same_weights(model, before, rtol=0, atol=0)
+    process.join()
+    assert process.exitcode == 0
+    assert not torch.equal(model.q.weight, before.q.weight)
 
 
 def hold(lock) -> None:
