@@ -33,18 +33,17 @@ COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
 OVERVIEW = ["pong", "breakout", "HalfCheetah-v5"]
 ABLATION_STEPS = 600_000
-KEPT = "curves/acer_atari_pong_seed*.csv"
 ABLATION = {  # a panel's title: its settings' colours and files
-    "ACER on Pong: replay and trust region": {
-        "4 replays a segment": ("#1f77b4", KEPT),
+    "ACER on Pong, ground kept: replay and trust region": {
+        "4 replays a segment": ("#1f77b4", "ablation/brightness_kept_seed1.csv"),
         "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
         "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
         "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
     },
-    "ACER on Pong: the ground's brightness": {
-        "kept": ("#1f77b4", KEPT, "ablation/brightness_kept_seed*.csv"),
+    "ACER on Pong: brightness of the ground": {
+        "kept": ("#1f77b4", "ablation/brightness_kept_seed*.csv"),
         "mean subtracted": ("#2ca02c", "ablation/mean_subtracted_seed*.csv"),
-        "median subtracted": ("#9467bd", "ablation/median_subtracted_seed*.csv"),
+        "median subtracted": ("#9467bd", "curves/acer_atari_pong_seed*.csv"),
     },
 }
 
@@ -149,9 +148,8 @@ def draw_ablation() -> None:
     panels = []
     for title, files in ABLATION.items():
         settings = {}
-        for name, (colour, *patterns) in files.items():
-            paths = [path for pattern in patterns for path in sorted(HERE.glob(pattern))]
-            runs = [read(path) for path in paths]
+        for name, (colour, pattern) in files.items():
+            runs = [read(path) for path in sorted(HERE.glob(pattern))]
             runs = [{k: v[run["step"] <= ABLATION_STEPS] for k, v in run.items()} for run in runs]
             settings[name] = colour, runs
         panels.append(Panel(title, settings, 100, "step", "return"))
