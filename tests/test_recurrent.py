@@ -102,12 +102,16 @@ def test_the_network_starts_as_described(model):
     assert torch.equal(biases.view(4, 256), torch.tensor([[0.0], [1], [0], [0]]).expand(4, 256))
 
 
-def test_the_forward_is_that_of_its_layers_on_frames_less_their_brightness(model):
-    """In double precision; the LSTM as its equations."""
+def test_the_forward_is_that_of_its_layers_on_frames_less_their_ground(model):
+    """In double precision; a stack's ground is the median of every eighth pixel each way.
+
+    The LSTM as its equations.
+    """
     segment, f = random_segment(3), nn.functional
     p = {name: tensor.detach().double() for name, tensor in model.named_parameters()}
-    x = segment.observations.double() / 255
-    x = x - x.flatten(1).mean(1)[:, None, None, None]
+    x = segment.observations.numpy() / 255
+    ground = [np.sort(stack[:, ::8, ::8], None)[(4 * 11 * 11 - 1) // 2] for stack in x]
+    x = torch.from_numpy(x - np.array(ground)[:, None, None, None])
     x = f.conv2d(x, p["conv1.weight"], p["conv1.bias"], 4).clamp_min(0)
     x = f.conv2d(x, p["conv2.weight"], p["conv2.bias"], 2).clamp_min(0)
     x = (x.flatten(1) @ p["dense.weight"].T + p["dense.bias"]).clamp_min(0)
@@ -164,9 +168,10 @@ def test_the_gradient_flows_from_the_last_step_to_the_first_observation(model):
     model.zero_grad()
 
 
-def test_a_brighter_ground_changes_nothing(model):
+def test_a_brighter_ground_changes_nothing_and_a_black_one_stays_black(model):
     """Each stack by itself: a bright one among others has no effect on them."""
     observations = torch.randint(100, (3, 4, 84, 84), dtype=torch.uint8)
+    observations[:, :, 20:] = 0
     brighter = observations.clone()
     brighter[1] += 100
     for wanted, got in zip(
@@ -175,6 +180,11 @@ def test_a_brighter_ground_changes_nothing(model):
         strict=True,
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    seen = []
+    hook = model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(observations, model.initial_state())
+    hook.remove()
+    assert torch.equal(seen[0], observations.float() * (1 / 255))
 
 
 def test_the_weights_gradient_is_that_of_the_whole_segment(model):
