@@ -60,7 +60,7 @@ def steps_kept(tmp_path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "signum"), zip(SCRIPTS, [signal.SIGINT, signal.SIGTERM] * 2, strict=True)
+    ("name", "signum"), list(zip(SCRIPTS, [signal.SIGINT, signal.SIGTERM] * 2, strict=True))
 )
 def test_a_signal_to_the_whole_group_stops_all_and_keeps_what_was_learned(
     name, signum, start, tmp_path
