@@ -207,7 +207,7 @@ def test_adam_waits_while_another_process_steps():
         process = context.Process(target=announce_and_step, args=(model, optimizer, ready))
         process.start()
         assert ready.wait(60)
-        time.sleep(0.5)  # a step takes a hundredth of that
+        time.sleep(0.5)  # much longer than a step takes
         assert_same_weights(model, before, rtol=0, atol=0)
     process.join()
     assert process.exitcode == 0
