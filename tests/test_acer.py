@@ -333,6 +333,20 @@ def test_the_trust_region_keeps_the_policy_nearer_to_the_average():
     assert divergences[True] < divergences[False] - 1e-3
 
 
+def test_what_the_trust_region_changes_is_a_pull_of_the_logits_towards_the_average():
+    """Through the softmax z − g = −λk is λ (π_a − π): nothing where π = π_a, however large λ is."""
+    rng = np.random.default_rng(4)
+    logits = torch.from_numpy(rng.normal(size=(50, 5))).requires_grad_()
+    pi, pi_a = logits.softmax(1), random_policies(rng, 50, 5)
+    pi_a[::2] = pi.detach()[::2]
+    g, k = torch.from_numpy(rng.normal(size=(50, 5), scale=3)), -pi_a / pi.detach()
+    z = trust_region_step(g, k, 0.5)
+    (change,) = torch.autograd.grad(((z - g) * pi).sum(), logits)
+    multiplier = ((k * g).sum(1) - 0.5).clamp_min(0) / (k * k).sum(1)
+    assert (multiplier > 0.1).sum() > 15
+    torch.testing.assert_close(change, multiplier[:, None] * (pi_a - pi.detach()))
+
+
 def test_retrace_is_cut_at_1_and_not_at_c():
     segment = linear_segment(20, False)
     _, low = acer_loss(Linear(1), Linear(2), segment, settings(rho_clip=1.0))
