@@ -32,20 +32,23 @@ GREY = dict.fromkeys(PARTS, "#797979")  # reads on light and on dark pages
 COLOURS = {"acer": "#1f77b4", "a3c": "#ff7f0e"}
 AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # divisor, label
 OVERVIEW = ["pong", "breakout", "HalfCheetah-v5"]
-ABLATION_STEPS = 600_000
-ABLATION = {  # a panel's title: its settings' colours and files
-    "ACER on Pong, ground kept: replay and trust region": {
-        "4 replays a segment": ("#1f77b4", "ablation/brightness_kept_seed1.csv"),
-        "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
-        "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
-        "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
-    },
-    "ACER on Pong: brightness of the ground": {
-        "kept": ("#1f77b4", "ablation/brightness_kept_seed*.csv"),
-        "mean subtracted": ("#2ca02c", "ablation/mean_subtracted_seed*.csv"),
-        "median subtracted": ("#9467bd", "curves/acer_atari_pong_seed*.csv"),
-    },
+ABLATION_STEPS = 800_000
+REPLAY = {  # a setting: its colour, and the files of its seeds
+    "4 replays a segment": ("#1f77b4", "curves/acer_atari_pong_seed2.csv"),
+    "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
+    "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
+    "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
 }
+BRIGHTNESS = {
+    "kept": ("#1f77b4", "ablation/brightness_kept_seed*.csv"),
+    "mean subtracted": ("#2ca02c", "ablation/mean_subtracted_seed*.csv"),
+    "median subtracted": ("#9467bd", "curves/acer_atari_pong_seed*.csv"),
+}
+ABLATION = [  # a panel's title, its axis, its settings
+    ("ACER on Pong: replay and trust region", "step", REPLAY),
+    ("the same by the clock", "seconds", REPLAY),
+    ("ACER on Pong: brightness of the ground", "step", BRIGHTNESS),
+]
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -146,13 +149,13 @@ def draw_games() -> None:
 def draw_ablation() -> None:
     """Draw what replay, the trust region and the brightness do on Pong."""
     panels = []
-    for title, files in ABLATION.items():
+    for title, x, files in ABLATION:
         settings = {}
         for name, (colour, pattern) in files.items():
             runs = [read(path) for path in sorted(HERE.glob(pattern))]
             runs = [{k: v[run["step"] <= ABLATION_STEPS] for k, v in run.items()} for run in runs]
             settings[name] = colour, runs
-        panels.append(Panel(title, settings, 100, "step", "return"))
+        panels.append(Panel(title, settings, 100, x, "return"))
     draw(HERE / "ablation.png", panels, len(panels))
 
 
