@@ -94,7 +94,10 @@ def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
 def draw(path: Path, panels: list[Panel], columns: int) -> None:
     """Draw a picture on a transparent ground."""
     rows = math.ceil(len(panels) / columns)
-    size = (7, 3.6) if len(panels) == 1 else (12 if columns == 3 else 10, 3.3 * rows)
+    many = any(len(panel.settings) > 3 for panel in panels)  # their legend would cover curves
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)} if many else {}
+    width, height = 12 if columns == 3 else 10, 4.4 if many else 3.3
+    size = (7, 3.6) if len(panels) == 1 else (width, height * rows)
     with mpl.rc_context(GREY):
         figure, grid = plt.subplots(rows, columns, figsize=size, dpi=130, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
@@ -110,7 +113,7 @@ def draw(path: Path, panels: list[Panel], columns: int) -> None:
             axes.set_xlabel(label)
             axes.set_ylabel(f"{panel.y}, mean of {games} games")
             axes.grid(alpha=0.25)
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=9, **below)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         figure.tight_layout()
