@@ -34,7 +34,7 @@ AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # div
 OVERVIEW = ["pong", "breakout", "HalfCheetah-v5"]
 ABLATION_STEPS = 800_000
 REPLAY = {  # a setting: its colour, and the files of its seeds
-    "4 replays a segment": ("#1f77b4", "curves/acer_atari_pong_seed2.csv"),
+    "4 replays a segment": ("#1f77b4", "curves/acer_atari_pong_seed*.csv"),
     "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
     "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
     "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
