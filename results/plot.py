@@ -3,8 +3,8 @@
     python results/plot.py
 
 A run's curve is the mean of its last 100 games on Atari, and wherever a run has thousands of them,
-of its last 20 elsewhere; it begins when a fifth of them have been played. Thin lines are single
-seeds; with three or more of them, the thick one is their mean. Needs matplotlib.
+of its last 20 elsewhere; it begins when a fifth of them have been played. Of two seeds the second
+is dashed; of three or more, each is a thin line, and the thick one is their mean. Needs matplotlib.
 """
 
 import csv
@@ -38,16 +38,17 @@ REPLAY = {  # a setting: its colour, and the files of its seeds
     "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
     "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
     "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
+    "A3C, LSTM": ("#ff7f0e", "curves/a3c_recurrent_atari_pong_seed*.csv"),
 }
 BRIGHTNESS = {
-    "kept": ("#1f77b4", "ablation/brightness_kept_seed*.csv"),
-    "mean subtracted": ("#2ca02c", "ablation/mean_subtracted_seed*.csv"),
-    "median subtracted": ("#9467bd", "curves/acer_atari_pong_seed*.csv"),
+    "median subtracted": ("#1f77b4", "curves/acer_atari_pong_seed*.csv"),
+    "mean subtracted": ("#17becf", "ablation/mean_subtracted_seed*.csv"),
+    "kept": ("#8c564b", "ablation/brightness_kept_seed*.csv"),
 }
 ABLATION = [  # a panel's title, its axis, its settings
-    ("ACER on Pong: replay and trust region", "step", REPLAY),
+    ("Pong: replay and trust region", "step", REPLAY),
     ("the same by the clock", "seconds", REPLAY),
-    ("ACER on Pong: brightness of the ground", "step", BRIGHTNESS),
+    ("Pong: brightness of the ground", "step", BRIGHTNESS),
 ]
 
 
@@ -81,14 +82,15 @@ def draw_runs(axes, curves: list[tuple], name: str, colour: str) -> None:
     name = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
     few = len(curves) < 3
     for i, (at, mean) in enumerate(curves):
-        width, alpha = (1.8, 1.0) if few else (0.7, 0.5)
+        width, alpha = (1.8, 1.0) if few else (0.8, 0.7)
         label = name if few and i == 0 else None
-        axes.plot(at, mean, color=colour, lw=width, alpha=alpha, label=label)
+        dashes = "--" if few and i == 1 else "-"
+        axes.plot(at, mean, dashes, color=colour, lw=width, alpha=alpha, label=label)
     if not few:
         first, last = max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves)
         grid = np.linspace(first, last, 500)
         mean = np.mean([np.interp(grid, at, curve) for at, curve in curves], axis=0)
-        axes.plot(grid, mean, color=colour, lw=2, label=name)
+        axes.plot(grid, mean, color=colour, lw=2.2, label=name)
 
 
 def draw(path: Path, panels: list[Panel], columns: int) -> None:
@@ -123,9 +125,11 @@ def draw(path: Path, panels: list[Panel], columns: int) -> None:
 
 def games_panel(game: str, runs: dict[str, list], x: str, y: str) -> Panel:
     """Show both scripts on a game."""
-    settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in runs}
+    scripts = sorted(runs, reverse=True)  # ACER first
+    settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in scripts}
     atari = any("atari" in script for script in runs)
     title = game.replace("_", " ").title() if atari else game
+    title += ", by the clock" * (x == "seconds")
     many = max(len(run["step"]) for seeds in runs.values() for run in seeds) > 3_000
     return Panel(title, settings, 100 if atari or many else 20, x, y)
 
