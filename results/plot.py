@@ -129,7 +129,8 @@ def games_panel(game: str, runs: dict[str, list], x: str, y: str) -> Panel:
     settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in scripts}
     atari = any("atari" in script for script in runs)
     title = game.replace("_", " ").title() if atari else game
-    title += ", by the clock" * (x == "seconds")
+    if x == "seconds":
+        title += ", by the clock"
     many = max(len(run["step"]) for seeds in runs.values() for run in seeds) > 3_000
     return Panel(title, settings, 100 if atari or many else 20, x, y)
 
