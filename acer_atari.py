@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: MIT
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium[classic-control,mujoco]==1.4.0", "mujoco==3.10.0",
+#     "ale-py==0.12.1", "numpy==2.4.6", "opencv-python==5.0.0.93", "tensorboard==2.21.0"]
+# ///
 """ACER on Atari: actor-critic with experience replay, discrete actions, in one file.
 
 Z. Wang, V. Bapst, N. Heess, V. Mnih, R. Munos, K. Kavukcuoglu, N. de Freitas (2017):
@@ -15,7 +20,7 @@ at most `num_steps` steps, learns once from that segment, then from about `repla
 of its replay, and steps the one shared set of weights after each.
 
 A run writes into its own folder: TensorBoard events, episodes.csv (a line a game),
-checkpoint.pt, args.json and video/.
+checkpoint.pt, the replay when it stops, args.json and video/.
 
 Differences from the paper
  1. Adam is the default optimizer, one worker stepping at a time; `--optimizer rmsprop` is the
@@ -35,26 +40,29 @@ Differences from the paper
 import argparse
 import contextlib
 import copy
-import ctypes
+import fcntl
 import importlib
 import json
 import math
 import multiprocessing
 import os
-import platform
 import re
+import shlex
 import signal
-import struct
 import sys
+import threading
 import time
 import traceback
+import zlib
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import ale_py
 import cv2
@@ -62,6 +70,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 SCRIPT = Path(__file__).name
 STACK = 4  # frames in an observation
@@ -69,161 +78,65 @@ SCREEN = 84  # pixels, height and width of a frame
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
 RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
-GIF_EVERY, GIF_FRAMES = 2, 600  # every second agent step, so many at most: under 3 MB
-STEP_MILLISECONDS = 1000 * 4 // 60  # an agent step is 4 frames of a game at 60 Hz
+GIF_RATE, GIF_FRAMES = 10, 600  # pictures a second and in all, at most
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that stop a run, which then goes on
+PRELOADED = ["ale_py", "cv2", "gymnasium", "gymnasium.wrappers", "numpy", "torch", "torch.optim"]
+EPISODE, LIFE_LOST = "acer-a3c/episode", "acer-a3c/life_lost"  # ours in an environment's info
+LEARNING_RATES = {"adam": 2.5e-4, "rmsprop": 7e-4}
 
 # Settings =========================================================================================
 
+COUNT, SHARE, ANY, POSITIVE = (1, 10**12), (0.0, 1.0), (0.0, 1e9), (1e-9, 1e9)  # from, to
+TEXT, FLAG = ("",), (True, False)
+ONE_CALL = {"resume", "resume_if_exists", "run_dir", "evaluate", "eval_episodes", "eval_max_steps"}
+ONE_CALL |= {"greedy", "capture_video", "render"}  # these a run does not hand on
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show the defaults, except those that say nothing."""
-
-    def _get_help_string(self, action):
-        silent = action.default in (None, False)
-        return action.help if silent else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str):
-        """Print the message and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def number(kind: type, low: float, high: float = math.inf, *, above: bool = False):
-    """Make an argparse type: a finite `kind` from `low` (or just above it) up to `high`."""
-    wanted = f"{'above' if above else 'from'} {low:,}" + (
-        f" to {high:,}" if high < math.inf else ""
-    )
-    wanted = f"{'a whole number' if kind is int else 'a number'} {wanted}"
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-            usable = math.isfinite(value) and low <= value <= high and not (above and value == low)
-        except (ValueError, OverflowError):
-            usable = False
-        if not usable:
-            raise argparse.ArgumentTypeError(f"{text} will not do: give {wanted}")
-        return value
-
-    return parse
-
-
-def usable_processors() -> int:
-    """Count the processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows cannot tell
-        return os.cpu_count() or 1
-
-
-def build_parser() -> Parser:
-    """Declare the command line; symbols in brackets are the papers'."""
-    parser = Parser(
-        prog=SCRIPT,
-        description=__doc__.splitlines()[0],
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = argparse.BooleanOptionalAction
-    share = number(float, 0, 1)
-    positive = number(float, 0, above=True)
-    count = number(int, 1)
-
-    group = parser.add_argument_group("run")
-    add = group.add_argument
-    add("--env-id", default="PongNoFrameskip-v4", help="Gymnasium id, or module:Id for your own")
-    add(
-        "--seed",
-        type=number(int, 0, 2**32 - 1),
-        default=1,
-        help="seed of weights, games, actions, replay",
-    )
-    add("--total-timesteps", type=count, default=10_000_000, help="agent steps over all workers")
-    add("--num-workers", type=count, default=usable_processors(), help="worker processes")
-    add("--exp-name", default=Path(SCRIPT).stem, help="name of the experiment, part of the folder")
-    add("--run-dir", help="folder of this run; runs/{env}__{exp}__{seed}__{time} if not given")
-    add("--log-interval", type=positive, default=10, help="seconds between progress lines")
-    add("--checkpoint-interval", type=positive, default=300, help="seconds between checkpoints")
-    add("--resume", metavar="RUN", help="go on with a stopped run (its folder or checkpoint)")
-
-    group = parser.add_argument_group("evaluation")
-    add = group.add_argument
-    add("--evaluate", metavar="RUN", help="play with the policy of a run (folder or checkpoint)")
-    add("--eval-episodes", type=count, default=10, help="games to play")
-    add("--greedy", action="store_true", help="the most probable action instead of a sampled one")
-    add("--capture-video", action="store_true", help="write the first game as an animated GIF")
-    add("--render", action="store_true", help="show the games in a window")
-
-    group = parser.add_argument_group("optimizer")
-    add = group.add_argument
-    add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="shared by all workers")
-    add("--learning-rate", type=positive, help="step size; 2.5e-4 for adam, 7e-4 for rmsprop")
-    add("--anneal-lr", action=flag, default=False, help="lower it linearly to 0 over the run")
-    add("--max-grad-norm", type=positive, default=40.0, help="longer gradients are scaled to this")
-
-    group = parser.add_argument_group("actor-critic")
-    add = group.add_argument
-    add("--gamma", type=share, default=0.99, help="discount per agent step [γ]")
-    add("--num-steps", type=count, default=20, help="agent steps in a segment, at most [k]")
-    add("--ent-coef", type=number(float, 0), default=0.01, help="entropy bonus [β]")
-    add("--q-coef", type=number(float, 0), default=0.5, help="weight of (Q^ret - Q)²")
-    add("--reward-clip", action=flag, default=True, help="learn from the sign of the reward")
-
-    group = parser.add_argument_group("ACER")
-    add = group.add_argument
-    add("--replay-size", type=count, default=600_000, help="steps kept, over all workers")
-    add("--replay-ratio", type=number(float, 0), default=4.0, help="replays per segment, mean [r]")
-    add("--replay-start", type=count, default=10_000, help="steps before the first replay")
-    add("--rho-clip", type=positive, default=10.0, help="truncation of importance weights [c]")
-    add("--bias-correction", action=flag, default=True, help="correct what that truncation omits")
-    add("--trust-region", action=flag, default=True, help="bound the change of the policy")
-    add("--trust-region-delta", type=positive, default=1.0, help="bound per state [δ]")
-    add("--average-decay", type=share, default=0.99, help="average network, kept per update [α]")
-    return parser
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    """Read and check the command line; `--resume` and `--evaluate` take a run's own settings."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.resume and args.evaluate:
-        parser.error("--resume trains and --evaluate plays: give one of them")
-    if args.resume and args.run_dir:
-        parser.error("--resume goes on in the run's own folder: leave --run-dir out")
-    if args.render and args.capture_video:
-        parser.error("--render shows the games and --capture-video writes one: give one of them")
-    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if args.render and sys.platform == "linux" and not display:
-        parser.error("--render opens a window and there is no display: use --capture-video")
-    source = args.resume or args.evaluate
-    if source:
-        saved = load_checkpoint(source)["args"]
-        own = {"resume", "run_dir", "eval_episodes", "greedy", "capture_video", "render"}
-        inherited = set(saved) & set(vars(args)) - own
-        parser.set_defaults(**{name: saved[name] for name in inherited})
-        args = parser.parse_args(argv)
-        for name in ("env_id", "optimizer") if args.resume else ("env_id",):
-            if getattr(args, name) != saved[name]:
-                flag = "--" + name.replace("_", "-")
-                parser.error(f"{source} was trained with {flag} {saved[name]}: leave {flag} out")
-    if args.learning_rate is None:
-        args.learning_rate = {"adam": 2.5e-4, "rmsprop": 7e-4}[args.optimizer]
-    if args.replay_start > args.replay_size:
-        parser.error(
-            f"--replay-start {args.replay_start} is above --replay-size {args.replay_size}"
-        )
-    needed = args.num_workers * (args.num_steps + STACK)
-    if args.replay_size < needed:
-        parser.error(f"--replay-size {args.replay_size} holds no segment: give at least {needed}")
-    return args
-
-
-def fail(message: str):
-    """End with one line on standard error and exit code 1."""
-    sys.exit(f"{SCRIPT}: error: {message}")
+SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets are the papers'
+    "run": [
+        ("--env-id", "PongNoFrameskip-v4", TEXT, "Gymnasium id, or module:Id for your own"),
+        ("--env-kwargs", "{}", TEXT, "JSON of arguments for the environment"),
+        ("--seed", 1, (0, 2**32 - 1), "seed of all that is drawn"),
+        ("--total-timesteps", 10_000_000, COUNT, "agent steps over all workers"),
+        ("--num-workers", None, COUNT, "worker processes; as many as processors may be used"),
+        ("--exp-name", Path(SCRIPT).stem, TEXT, "name of the experiment, part of the folder"),
+        ("--run-dir", None, TEXT, "folder of this run; runs/{env}__{exp}__{seed}__{time}"),
+        ("--log-interval", 10.0, POSITIVE, "seconds between progress lines"),
+        ("--checkpoint-interval", 300.0, POSITIVE, "seconds between checkpoints"),
+        ("--resume", None, TEXT, "go on with a stopped run (its folder or checkpoint)"),
+        ("--resume-if-exists", False, FLAG, "go on if --run-dir holds a run, else begin one there"),
+    ],
+    "evaluation": [
+        ("--evaluate", None, TEXT, "play with the policy of a run (folder or checkpoint)"),
+        ("--eval-episodes", 10, COUNT, "games to play"),
+        ("--eval-max-steps", 27_000, COUNT, "agent steps of a game, at most"),
+        ("--greedy", False, FLAG, "the most probable action instead of a sampled one"),
+        ("--capture-video", False, FLAG, "write the first game as an animated GIF"),
+        ("--render", False, FLAG, "show the games in a window"),
+    ],
+    "optimizer": [
+        ("--optimizer", "adam", ("adam", "rmsprop"), "shared by all workers"),
+        ("--learning-rate", None, (1e-9, 1.0), f"step size; by optimizer {LEARNING_RATES}"),
+        ("--anneal-lr", False, FLAG, "lower it linearly to 0 over the run"),
+        ("--max-grad-norm", 40.0, POSITIVE, "longer gradients are scaled to this"),
+    ],
+    "actor-critic": [
+        ("--gamma", 0.99, SHARE, "discount per agent step [γ]"),
+        ("--num-steps", 20, (1, 10**5), "agent steps in a segment, at most [t_max]"),
+        ("--ent-coef", 0.01, ANY, "entropy bonus [β]"),
+        ("--q-coef", 0.5, ANY, "weight of (Q^ret - Q)²"),
+        ("--reward-clip", True, FLAG, "learn from the sign of the reward"),
+    ],
+    "ACER": [
+        ("--replay-size", 600_000, COUNT, "steps kept, over all workers"),
+        ("--replay-ratio", 4.0, (0.0, 1e6), "replays per segment, mean [r]"),
+        ("--replay-start", 10_000, COUNT, "steps before the first replay"),
+        ("--rho-clip", 10.0, POSITIVE, "truncation of importance weights [c]"),
+        ("--bias-correction", True, FLAG, "correct what that truncation omits"),
+        ("--trust-region", True, FLAG, "bound the change of the policy"),
+        ("--trust-region-delta", 1.0, POSITIVE, "bound per state [δ]"),
+        ("--average-decay", 0.99, SHARE, "average network, kept per update [α]"),
+    ],
+}
 
 
 # Algorithm ========================================================================================
@@ -244,8 +157,10 @@ def retrace(
         Q^ret_t = r_t + γ [c_{t+1} (Q^ret_{t+1} − Q(x_{t+1}, a_{t+1})) + V(x_{t+1})]
         Q^ret_{T−1} = r_{T−1} + γ · bootstrap_value
 
-    The trace coefficient c is truncated by the caller, at 1, which is not the c of `--rho-clip`.
-    The first one is never used: the return of a_0 is wanted given a_0.
+    With c = λ it would be TD(λ), which is right on-policy alone; with c = ρ importance sampling,
+    unbiased and of unbounded variance; V-trace estimates V in this way, Retrace Q. The coefficient
+    is truncated by the caller, at 1, which is not the c of `--rho-clip`. The first one is never
+    used: the return of a_0 is wanted given a_0.
 
     Source: Wang et al. (2017), equation 5 and Algorithm 2; R. Munos et al. (2016), "Safe and
     Efficient Off-Policy Reinforcement Learning", https://arxiv.org/abs/1606.02647.
@@ -254,7 +169,7 @@ def retrace(
         rewards: [T], r_t, received after a_t.
         q_taken: [T], Q(x_t, a_t).
         values: [T], V(x_t).
-        trace_coef: [T], min(1, ρ_t); min(1, ρ_t^{1/d}) for d-dimensional actions; ones for Q^opc.
+        trace_coef: [T], c_t: min(1, ρ_t) in ACER; min(1, ρ_t^{1/d}) or 1 in its continuous form.
         bootstrap_value: V of the observation after the last step; 0 if that step terminated.
         gamma: discount per step, in [0, 1].
 
@@ -366,7 +281,7 @@ def acer_loss(
             trust_region_delta.
 
     Returns:
-        The loss, with its gradient, and what is worth logging: scalars, and Q^ret and Q [T].
+        The loss, with its gradient, and what is worth logging, of the update or of each state [T].
     """
     pi, q = model(segment.observations)
     with torch.no_grad():
@@ -394,13 +309,13 @@ def acer_loss(
     statistics = {
         "policy_loss": policy_loss.detach(),
         "q_loss": q_loss.detach(),
-        "entropy": -(guarded_pi * guarded_pi.log()).sum(1).mean(),
-        "rho": rho.mean(),
-        "truncated_weights": (rho > args.rho_clip).float().mean(),
-        "average_policy_kl": (average_pi * (average_pi / guarded_pi).log()).sum(1).mean(),
-        "trust_region_active": (z != g).any(1).float().mean(),
-        "q_ret": q_ret,
-        "q": q_taken.detach(),
+        "entropy": -(guarded_pi * guarded_pi.log()).sum(1),
+        "rho": rho,
+        "truncated_weights": rho > args.rho_clip,
+        "average_policy_kl": (average_pi * (average_pi / guarded_pi).log()).sum(1),
+        "trust_region_active": (z != g).any(1),
+        "target": q_ret,
+        "prediction": q_taken.detach(),
     }
     return policy_loss + args.q_coef * q_loss, statistics
 
@@ -429,10 +344,15 @@ class ActorCritic(nn.Module):
         self.q = initialise(nn.Linear(512, num_actions), 1.0)
         self.to(memory_format=torch.channels_last)  # convolutions are a quarter faster
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """List all parameters."""
+        return list(self.parameters())
+
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, 4, 84, 84] to π and Q, both [N, A]."""
         x = observations.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-        # Less the brightness of the ground: a grey one drives units to 0 for good.
+        # Less the brightness of the background: a grey one drives units to 0 for good.
         x -= x[..., ::8, ::8].flatten(1).median(1).values.view(-1, 1, 1, 1)
         x = self.conv1(x).relu_()
         x = self.conv2(x).relu_()
@@ -452,151 +372,185 @@ def as_batch(observations: list[np.ndarray] | np.ndarray) -> Tensor:
 # Replay ===========================================================================================
 
 
+def pack(segment: Segment) -> bytes:
+    """Compress a segment: of its stacks the first one, and of the others their newest frame."""
+    frames = torch.cat([segment.observations[0], segment.observations[1:, -1]])
+    parts = frames.contiguous(), segment.actions, segment.rewards, segment.mu
+    raw = b"".join(part.numpy().tobytes() for part in parts)
+    return zlib.compress(raw + bytes([segment.terminated]), 1)
+
+
+def unpack(packed: bytes, num_actions: int) -> Segment:
+    """Return what `pack` was given, bit by bit; a ValueError or zlib.error if that cannot be."""
+    raw = zlib.decompressobj().decompress(packed, 2**28)
+    frame, numbers = SCREEN * SCREEN, 8 + 4 + 4 * num_actions  # bytes of a step
+    length, rest = divmod(len(raw) - STACK * frame - 1, frame + numbers)
+    if length < 1 or rest:
+        raise ValueError(f"a segment of {len(raw)} bytes")
+    frames = np.frombuffer(raw, np.uint8, (length + STACK) * frame).reshape(-1, SCREEN, SCREEN)
+    raw = bytearray(raw[frames.size :])
+    actions = torch.frombuffer(raw, dtype=torch.int64, count=length)
+    rewards = torch.frombuffer(raw, dtype=torch.float32, count=length, offset=8 * length)
+    mu = torch.frombuffer(raw[12 * length : -1], dtype=torch.float32).view(length, num_actions)
+    stacks = as_batch([frames[t : t + STACK] for t in range(length + 1)])
+    return Segment(stacks, actions, rewards, mu, bool(raw[-1]))
+
+
 class ReplayBuffer:
-    """A ring of single frames in the order in which they were seen, and where segments lie in it.
+    """A worker's latest segments, packed."""
 
-    Every step stores one frame, and every game one more, its last. Stacks are put together when a
-    segment is drawn, from frames of the same game. Positions count up for ever; a position's place
-    in the ring is its remainder by the capacity.
-    """
+    def __init__(self, capacity: int, *sizes: int):
+        self.capacity = capacity  # in steps
+        self.sizes = sizes  # that unpacking needs
+        self.segments: deque[tuple[int, bytes]] = deque()  # steps, and what is packed
+        self.steps = self.bytes = 0
 
-    def __init__(self, capacity: int, num_actions: int):
-        self.capacity = capacity
-        self.frames = np.zeros((capacity, SCREEN, SCREEN), np.uint8)
-        self.age = np.zeros(capacity, np.uint8)  # frames before it in its game, at most 3
-        self.actions = np.zeros(capacity, np.int64)
-        self.rewards = np.zeros(capacity, np.float32)
-        self.mu = np.zeros((capacity, num_actions), np.float32)
-        self.segments: deque[tuple[int, int, int, bool]] = deque()  # oldest frame, first, T, ...
-        self.end = 0  # position of the last observation stored
-
-    @staticmethod
-    def bytes_per_step(num_actions: int) -> int:
-        """Memory that a stored step takes."""
-        return SCREEN * SCREEN + 1 + 8 + 4 + 4 * num_actions
-
-    def __len__(self) -> int:
-        """Count the positions in use."""
-        return min(self.end + 1, self.capacity) if self.segments else 0
-
-    def add(self, segment: Segment, new_game: bool) -> None:
-        """Store a segment that follows the one before it, or starts a game.
-
-        Args:
-            segment: T steps, T + 4 ≤ capacity.
-            new_game: whether its first observation is a game's first, whose stack repeats it.
-        """
-        if new_game and self.segments:
-            self.end += 1  # leave the last observation of the game before where it is
-        first, length = self.end, len(segment.rewards)
-        age = 0 if new_game else int(self.age[first % self.capacity])
-        place = np.arange(first, first + length + 1) % self.capacity
-        self.frames[place] = segment.observations[:, -1].numpy()
-        self.age[place] = np.minimum(age + np.arange(length + 1), STACK - 1)
-        self.actions[place[:-1]] = segment.actions.numpy()
-        self.rewards[place[:-1]] = segment.rewards.numpy()
-        self.mu[place[:-1]] = segment.mu.numpy()
-        self.segments.append((first - age, first, length, segment.terminated))
-        self.end = first + length
-        while self.segments[0][0] <= self.end - self.capacity:  # its oldest frame is overwritten
-            self.segments.popleft()
+    def add(self, steps: int, packed: bytes) -> None:
+        """Store a packed segment, and forget the oldest beyond the capacity."""
+        self.segments.append((steps, packed))
+        self.steps, self.bytes = self.steps + steps, self.bytes + len(packed)
+        while self.steps > self.capacity and len(self.segments) > 1:
+            steps, packed = self.segments.popleft()
+            self.steps, self.bytes = self.steps - steps, self.bytes - len(packed)
 
     def sample(self, rng: np.random.Generator) -> Segment:
         """Draw one stored segment, each with the same probability."""
-        _, first, length, terminated = self.segments[rng.integers(len(self.segments))]
-        steps = np.arange(first, first + length + 1)
-        place = steps % self.capacity
-        age = self.age[place]
-        back = np.minimum(age[:, None], np.arange(STACK)[::-1])  # not beyond the game's start
-        frames = self.frames[(steps[:, None] - back) % self.capacity]
-        return Segment(
-            as_batch(frames),
-            torch.from_numpy(self.actions[place[:-1]]),
-            torch.from_numpy(self.rewards[place[:-1]]),
-            torch.from_numpy(self.mu[place[:-1]]),
-            terminated,
-        )
+        return unpack(self.segments[rng.integers(len(self.segments))][1], *self.sizes)
+
+    def save(self, path: Path, session: int) -> None:
+        """Write all segments, and the number of the session that leaves them."""
+        packed = [part for _, part in self.segments]
+        sizes = torch.tensor([len(part) for part in packed])
+        data = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
+        with replacing(path) as file:
+            torch.save({"session": session, "sizes": sizes, "data": data}, file)
+
+    def load(self, path: Path, rank: int = 0, num_workers: int = 1) -> None:
+        """Add a worker's share of a file's segments; end with one line if the file is damaged."""
+        try:
+            contents = load_tensors(path)
+            data, sizes = contents["data"].numpy().tobytes(), contents["sizes"].tolist()
+            ends = np.cumsum(sizes).tolist()
+            for size, end in list(zip(sizes, ends, strict=True))[rank::num_workers]:
+                packed = data[end - size : end]
+                self.add(len(unpack(packed, *self.sizes).actions), packed)
+        except Exception as error:  # zlib's, numpy's, torch's
+            fail(f"the replay {path} is damaged ({type(error).__name__})")
 
 
 # Worker ===========================================================================================
 
 
-class Shared(NamedTuple):
+class Shared:
     """What all processes share; every tensor lies in shared memory."""
 
-    model: nn.Module  # θ
-    average_model: nn.Module  # θ_a
-    optimizer: torch.optim.Optimizer  # of the model's parameters
-    steps_taken: Tensor  # int64 [num_workers]; each worker writes its own slot, so no lock
-    start: int  # agent steps before this start, above 0 after a resume
-    stop: Tensor  # bool [1], set by the main process
+    def __init__(self, args: Namespace, env: gym.Env, checkpoint: dict | None = None):
+        torch.set_num_threads(1)  # on more, the orthogonal weights have other last bits
+        torch.manual_seed(args.seed)
+        self.model = ActorCritic(int(env.action_space.n)).share_memory()  # θ
+        self.average_model = copy.deepcopy(self.model).requires_grad_(False).share_memory()  # θ_a
+        kind = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer]
+        self.optimizer = kind(self.model.weights, args.learning_rate)
+        # Agent steps since this start; each worker writes its own slot, so no lock.
+        self.steps_taken = torch.zeros(args.num_workers, dtype=torch.int64).share_memory_()
+        self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by the main process
+        self.start = self.replay_since = 0  # steps of the run before this start, and before replay
+        self.session = time.time_ns()  # of the replay files that this start will leave
+        self.replay_files: list[Path] = []  # that it goes on with
+        if args.resume:
+            restore(self.state(), checkpoint, args.resume)
+            self.start = self.replay_since = checkpoint["steps"]
+            self.find_replay(Path(args.resume), checkpoint)
+
+    def find_replay(self, run: Path, checkpoint: dict) -> None:
+        """Find and check the replay files that belong to the checkpoint."""
+        buffer = ReplayBuffer(1, self.model.policy.out_features)
+        for path in sorted((run if run.is_dir() else run.parent).glob("replay-*.pt")):
+            if load_tensors(path).get("session") == checkpoint.get("session"):
+                buffer.load(path)
+                self.replay_files.append(path.absolute())
+                self.replay_since = int(checkpoint.get("replay_since", 0))
+        if not self.replay_files:
+            print("the replay starts empty: the run was killed, or its replay files are gone")
 
     def steps(self) -> int:
         """Count the agent steps of the whole run."""
         return self.start + int(self.steps_taken.sum())
 
-
-def select_action(pi: Tensor, noise: Tensor) -> int:
-    """Draw an action from π [1, A].
-
-        a = argmax_i π_i / e_i,   e ~ Exp(1): the first of A arrivals at rates π
-
-    `torch.multinomial` does the same in three times the time.
-
-    Args:
-        pi: [1, A].
-        noise: [A], e.
-    """
-    return int((pi / noise).argmax())
+    def state(self) -> dict:
+        """Gather its part of a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "average_model": self.average_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "session": self.session,
+            "replay_since": self.replay_since,
+        }
 
 
-@torch.no_grad()
-def collect_segment(
-    env: gym.Env,
-    model: nn.Module,
-    observation: np.ndarray,
-    num_steps: int,
-    generator: torch.Generator,
-) -> tuple[Segment, dict | None]:
-    """Act for at most `num_steps` steps, no further than the end of the life or game.
+class Actor:
+    """Acts in an environment, one segment after the other."""
 
-    Returns:
-        The segment, and the finished game's unclipped return "r" and length "l" if it is over.
-    """
-    observations, actions, rewards, mu = [observation], [], [], []
-    noise = torch.empty(num_steps, int(env.action_space.n)).exponential_(generator=generator)
-    terminated, episode = False, None
-    while len(actions) < num_steps and not terminated and episode is None:
-        pi, _ = model(as_batch(observations[-1:]))
-        actions.append(select_action(pi, noise[len(actions)]))
-        mu.append(pi)
-        observation, reward, terminated, _, info = env.step(actions[-1])
-        observations.append(observation)
-        rewards.append(reward)
-        terminated = terminated or info.get("life_lost", False)
-        episode = info.get("episode")  # there when the game has terminated or was truncated
-    rewards = torch.tensor(rewards, dtype=torch.float32)
-    stacks, mu = as_batch(observations), torch.cat(mu)
-    return Segment(stacks, torch.tensor(actions), rewards, mu, bool(terminated)), episode
+    def __init__(
+        self,
+        args: Namespace,
+        env: gym.Env,
+        shared: Shared,
+        model: nn.Module,
+        generator: torch.Generator,
+        greedy: bool = False,
+    ):
+        self.env, self.model, self.generator, self.greedy = env, model, generator, greedy
+        self.observation: np.ndarray | None = None  # of a game that goes on
+
+    def act(self, num_steps: int, stop: Tensor) -> tuple[Segment, dict | None]:
+        """Act for at most `num_steps` steps, no further than the end of the life or game.
+
+        Returns:
+            The segment, and the finished game's unclipped return "r" and length "l" if it is over.
+        """
+        if self.observation is None:
+            self.observation, _ = self.env.reset()
+        observations, actions, rewards, mu = [self.observation], [], [], []
+        # The first of A arrivals at rates π is an action drawn from π, in a third of
+        # torch.multinomial's time: a = argmax_i π_i / e_i,  e ~ Exp(1).
+        arrivals = torch.ones(num_steps, int(self.env.action_space.n))
+        if not self.greedy:
+            arrivals.exponential_(generator=self.generator)
+        for e in arrivals:
+            with torch.inference_mode():
+                pi, _ = self.model(as_batch(observations[-1:]))
+            actions.append(int((pi / e).argmax()))
+            mu.append(pi)
+            observation, reward, terminated, _, info = self.env.step(actions[-1])
+            observations.append(observation)
+            rewards.append(reward)
+            terminated = bool(terminated or info.get(LIFE_LOST, False))
+            episode = info.get(EPISODE)  # there when the game has terminated or was truncated
+            if terminated or episode or stop:
+                break
+        self.observation = None if episode else observation
+        rewards = torch.tensor(rewards, dtype=torch.float32)
+        stacks, mu = as_batch(observations), torch.cat(mu)
+        return Segment(stacks, torch.tensor(actions), rewards, mu, terminated), episode
 
 
 @torch.no_grad()
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """Copy all parameters, in place. Buffers, as batch normalisation has them, are not shared."""
-    torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
+    torch._foreach_copy_(target.weights, source.weights)
 
 
 @torch.no_grad()
 def update_average(average_model: nn.Module, shared_model: nn.Module, decay: float) -> None:
     """Move the average network towards the shared one, in place: θ_a ← α θ_a + (1 − α) θ."""
-    average, shared = list(average_model.parameters()), list(shared_model.parameters())
-    torch._foreach_lerp_(average, shared, 1 - decay)
+    torch._foreach_lerp_(average_model.weights, shared_model.weights, 1 - decay)
 
 
 def apply_gradients(
-    model: nn.Module, shared_model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
-) -> Tensor:
-    """Step the shared weights along the local gradient, forget it, and return its norm.
+    loss: Tensor, model: nn.Module, shared: Shared, max_norm: float
+) -> dict[str, Tensor]:
+    """Step the shared weights along the loss's gradient, forget it, and return its norm by name.
 
     Every parameter must have a gradient.
 
@@ -605,140 +559,123 @@ def apply_gradients(
         RuntimeError: a gradient's strides are not its parameter's. The fused optimizer walks raw
             memory and would corrupt the weights without a word.
     """
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    norm = nn.utils.get_total_norm(gradients.values())
-    if not norm.isfinite():
-        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        raise FloatingPointError(f"the gradient is not finite ({', '.join(bad) or 'its norm'})")
-    if norm > max_norm:
-        torch._foreach_mul_(list(gradients.values()), max_norm / norm)
-    for (name, gradient), shared in zip(gradients.items(), shared_model.parameters(), strict=True):
-        if gradient.stride() != shared.stride():
-            raise RuntimeError(f"{name}: gradient strides {gradient.stride()}, {shared.stride()}")
-        shared.grad = gradient
-    optimizer.step()
-    shared_model.zero_grad(set_to_none=True)
-    model.zero_grad(set_to_none=True)
-    return norm
-
-
-def learn(segment: Segment, model: nn.Module, shared: Shared, args: Namespace) -> dict[str, Tensor]:
-    """Update the shared weights and their average from one segment; return the statistics."""
-    loss, statistics = acer_loss(model, shared.average_model, segment, args)
-    if not loss.isfinite():
-        terms = ", ".join(f"{name} {float(x)}" for name, x in statistics.items() if x.dim() == 0)
-        raise FloatingPointError(f"the loss is not finite ({terms})")
     loss.backward()
-    statistics["grad_norm"] = apply_gradients(
-        model, shared.model, shared.optimizer, args.max_grad_norm
-    )
-    update_average(shared.average_model, shared.model, args.average_decay)
-    return statistics
+    gradients = [p.grad for p in model.weights]
+    norm = nn.utils.get_total_norm(gradients)
+    if not norm.isfinite():
+        bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
+        where = ", ".join(bad) or "its norm"
+        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {float(loss):g}")
+    if norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    for gradient, weights in zip(gradients, shared.model.weights, strict=True):
+        if gradient.stride() != weights.stride():
+            raise RuntimeError(f"gradient strides {gradient.stride()}, not {weights.stride()}")
+        weights.grad = gradient
+    shared.optimizer.step()
+    for weights in shared.model.weights:
+        weights.grad = None
+    model.zero_grad()
+    return {"grad_norm": norm}
 
 
 def summarise(updates: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Average the updates' scalars, and pool their states for the critic's explained variance.
+    """Average what was noted of each update or state; add the critic's explained variance.
 
-    explained_variance = 1 − Var(Q^ret − Q) / Var(Q^ret)
+    explained_variance = 1 − Var(target − prediction) / Var(target)
     """
-    q_ret, q = (torch.cat([update.pop(name) for update in updates]) for name in ("q_ret", "q"))
-    means = {name: float(sum(update[name] for update in updates)) for name in updates[0]}
-    means = {name: total / len(updates) for name, total in means.items()}
-    unexplained = (q_ret - q).var(correction=0) / q_ret.var(correction=0).clamp_min(1e-8)
-    return means | {"explained_variance": float(1 - unexplained), "q": float(q.mean())}
+    names = updates[0] if updates else {}
+    pooled = {name: torch.cat([u[name].reshape(-1) for u in updates]).double() for name in names}
+    means = {name: float(values.mean()) for name, values in pooled.items()}
+    if updates:
+        target, error = pooled["target"], pooled["target"] - pooled["prediction"]
+        unexplained = error.var(correction=0) / target.var(correction=0).clamp_min(1e-8)
+        means["explained_variance"] = float(1 - unexplained)
+    return means
 
 
 def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
     """Act, learn from what was just seen, then from what was seen before (Algorithm 1).
 
-    Ends at `total_timesteps`, when told to stop, or when the main process is gone.
+    Numbers are the algorithm's lines, `repeat` being the first. Ends at `total_timesteps`, or when
+    told to stop.
     """
     seeds = np.random.SeedSequence([args.seed, rank, shared.start])
     env_seed, action_seed = (int(word) for word in seeds.generate_state(2))
     rng = np.random.default_rng(seeds)
     generator = torch.Generator().manual_seed(action_seed)
-    env = make_env(args.env_id, env_seed, reward_clip=args.reward_clip)
     model = copy.deepcopy(shared.model)
-    replay = ReplayBuffer(args.replay_size // args.num_workers, int(env.action_space.n))
+    replay = ReplayBuffer(args.replay_size // args.num_workers, model.policy.out_features)
+    for path in shared.replay_files:
+        replay.load(path, rank, args.num_workers)
     updates, next_report = [], STATISTICS_EVERY
-    observation, _ = env.reset()
-    new_game = True
 
-    while (step := shared.steps()) < args.total_timesteps and not shared.stop and parent_lives():
-        if args.anneal_lr:
-            remaining = 1 - step / args.total_timesteps
-            shared.optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
-        copy_weights(model, shared.model)
-        num_steps = min(args.num_steps, args.total_timesteps - step)
-        segment, episode = collect_segment(env, model, observation, num_steps, generator)
-        shared.steps_taken[rank] += len(segment.rewards)
-        replay.add(segment, new_game)
-        updates.append(learn(segment, model, shared, args))  # on-policy: the weights that acted
-        if shared.steps() - shared.start >= args.replay_start:
-            for _ in range(rng.poisson(args.replay_ratio)):  # off-policy: fresh weights
-                if shared.stop:
-                    break
-                copy_weights(model, shared.model)
-                updates.append(learn(replay.sample(rng), model, shared, args))
+    def learn(segment: Segment) -> None:
+        loss, statistics = acer_loss(model, shared.average_model, segment, args)
+        updates.append(statistics | apply_gradients(loss, model, shared, args.max_grad_norm))
+        update_average(shared.average_model, shared.model, args.average_decay)
 
-        new_game = episode is not None
-        if new_game:
-            report = float(episode["r"]), int(episode["l"])
-            connection.send(("episode", shared.steps(), rank, *report))
-            observation, _ = env.reset()
-        else:
-            observation = segment.observations[-1].contiguous().numpy()
-        if shared.steps_taken[rank] >= next_report:
-            fill = len(replay) / replay.capacity
-            connection.send(("statistics", shared.steps(), rank, fill, summarise(updates)))
-            updates, next_report = [], next_report + STATISTICS_EVERY
+    options = {"reward_clip": args.reward_clip, "env_kwargs": args.env_kwargs}
+    with make_env(args.env_id, env_seed % 2**31, **options) as env:
+        actor = Actor(args, env, shared, model, generator)
+        while (step := shared.steps()) < args.total_timesteps and not shared.stop:  # 1, 7
+            if args.anneal_lr:
+                remaining = 1 - step / args.total_timesteps
+                shared.optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
+            copy_weights(model, shared.model)
+            num_steps = min(args.num_steps, args.total_timesteps - step)
+            segment, episode = actor.act(num_steps, shared.stop)
+            shared.steps_taken[rank] += len(segment.rewards)
+            replay.add(len(segment.rewards), pack(segment))
+            learn(segment)  # 2: on-policy, with the weights that acted
+            if shared.steps() - shared.replay_since >= args.replay_start:
+                for _ in range(rng.poisson(args.replay_ratio)):  # 3, 4
+                    if shared.stop:
+                        break
+                    copy_weights(model, shared.model)
+                    learn(replay.sample(rng))  # 5: off-policy, with fresh weights
 
-
-def keep_freed_memory() -> None:
-    """Keep what is freed for the next update, where glibc would give it back to the system.
-
-    Recurrent A3C on Pong is 15 % faster for it: it had 60,000 page faults a second.
-    """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-1, 2**28)  # M_TRIM_THRESHOLD: more than a worker ever frees at once
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the most that glibc allows
-
-
-def take_longer_slices() -> None:
-    """Ask Linux for time slices of 100 ms, not 3: after each the weights are gone from the cache.
-
-    Eight workers of ACER on two processors are 15 % faster for it. Kernels before 6.12 ignore it.
-    """
-    sched_setattr = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
-    if sys.platform == "linux" and sched_setattr and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        attributes = struct.pack("IIQiIQQQ", 48, 0, 0, os.nice(0), 0, 100_000_000, 0, 0)
-        ctypes.CDLL(None).syscall(sched_setattr, 0, attributes, 0)
+            if episode:
+                report = float(episode["r"]), int(episode["l"])
+                connection.send(("episode", shared.steps(), rank, *report))
+            if shared.steps_taken[rank] >= next_report:
+                charts = {"replay_steps": replay.steps, "replay_MB": replay.bytes / 1e6}
+                connection.send(("statistics", shared.steps(), rank, summarise(updates), charts))
+                updates, next_report = [], next_report + STATISTICS_EVERY
+    with contextlib.suppress(OSError):  # without it, a resumed run says that its replay is empty
+        replay.save(Path(args.run_dir) / f"replay-{rank}.pt", shared.session)
 
 
 def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
     """Prepare a new process, run `worker` in it, and report the error that ends it."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    keep_freed_memory()
-    if args.num_workers > usable_processors():
-        take_longer_slices()
     # Without this, Adam's decaying moments become denormal numbers and its step 2.4 times slower.
     torch.set_flush_denormal(True)
+    # The main process alone reacts to signals. What an environment starts does, too: unlike ignored
+    # signals, handlers are not inherited by new programs.
+    for signum in SIGNALS:
+        signal.signal(signum, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: [signal.signal(s, signal.SIG_DFL) for s in SIGNALS])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=stop_with_parent, args=(shared.stop,), daemon=True).start()
     try:
         worker(rank, args, shared, connection)
     except BrokenPipeError:  # the main process is gone: nobody left to report to
         sys.exit(1)
     except Exception as error:
+        trace = "" if isinstance(error, FloatingPointError) else traceback.format_exc()
         text = f"{type(error).__name__} at step {shared.steps():,}: {error}"
-        connection.send(("error", text, traceback.format_exc()))
+        connection.send(("error", text, trace))
         sys.exit(1)
 
 
-def parent_lives() -> bool:
-    """Tell whether the process that started this one is still there."""
-    parent = multiprocessing.parent_process()
-    return parent is None or parent.is_alive()
+def stop_with_parent(stop: Tensor) -> None:
+    """Wait until the main process is gone, however it ended, and let this one end, too."""
+    multiprocessing.parent_process().join()
+    stop.fill_(True)
+    time.sleep(SECONDS_TO_STOP)  # for an environment that is slow
+    os._exit(1)
 
 
 # Shared optimizer =================================================================================
@@ -779,24 +716,14 @@ class SharedAdam(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         states = [self.state[p] for p in params]
         m, v, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        acquired = self.lock.acquire(timeout=10)  # not for ever: a killed worker keeps it
+        constants = {"lr": group["lr"], "eps": group["eps"], "weight_decay": 0}
+        constants |= {"amsgrad": False, "maximize": False, "fused": True}
+        beta1, beta2 = group["betas"]
+        # A worker that is killed in its step never gives the lock back: hence 10 s, not for ever.
+        acquired = self.lock.acquire(timeout=10)
         try:
-            torch._foreach_add_(steps, 1)
-            torch._fused_adam_(
-                params,
-                [p.grad for p in params],
-                m,
-                v,
-                [],  # no maximum of v: this is not AMSGrad
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            gradients = [p.grad for p in params]
+            adam(params, gradients, m, v, [], steps, beta1=beta1, beta2=beta2, **constants)
         finally:
             if acquired:
                 self.lock.release()
@@ -829,13 +756,6 @@ class SharedRMSprop(torch.optim.Optimizer):
                 p.addcdiv_(p.grad, (square_avg + group["eps"]).sqrt_(), value=-group["lr"])
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
-    """Copy a saved state in place: `load_state_dict` would put unshared tensors there."""
-    for state, saved in zip(optimizer.state.values(), state_dict["state"].values(), strict=True):
-        for name, tensor in state.items():
-            tensor.copy_(saved[name])
-
-
 # Environment and wrappers =========================================================================
 
 
@@ -847,6 +767,7 @@ class AtariGame(gym.Wrapper):
         meanings = env.unwrapped.get_action_meanings()
         self.fire = meanings.index("FIRE") if "FIRE" in meanings else None
         self.lives = 0
+        self.metadata = env.metadata | {"render_fps": 15}  # agent steps of 4 frames, at 60 Hz
 
     def reset(self, **kwargs):
         """Start a game and, where there is such a button, press FIRE."""
@@ -861,7 +782,7 @@ class AtariGame(gym.Wrapper):
     def step(self, action):
         """Take a step, and one more with FIRE if it cost a life but not the game.
 
-        Returns what Gymnasium says; info["life_lost"] tells whether a life was lost.
+        Returns what Gymnasium says; info[LIFE_LOST] tells whether a life was lost.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
         life_lost = info["lives"] < self.lives
@@ -873,21 +794,55 @@ class AtariGame(gym.Wrapper):
             # AtariPreprocessing keeps an older screen when a game ends within the skipped frames.
             screen = self.unwrapped.ale.getScreenGrayscale()
             observation = cv2.resize(screen, (SCREEN, SCREEN), interpolation=cv2.INTER_AREA)
-        return observation, reward, terminated, truncated, info | {"life_lost": life_lost}
+        return observation, reward, terminated, truncated, info | {LIFE_LOST: life_lost}
+
+
+def as_screens(env: gym.Env) -> gym.Env:
+    """Make pictures of any size, grey or RGB, grey ones of 84×84."""
+    space = env.observation_space
+    shape = space.shape[:-1] if space.shape and space.shape[-1] in (1, 3) else space.shape
+    if space.dtype != np.uint8 or len(shape or ()) != 2:
+        raise ValueError(
+            f"{space} observations; the *_atari.py scripts see uint8 pictures, [height, width] or "
+            "[height, width, 3], of 0 to 255: wrap the environment so that it gives one (of a Dict, "
+            "TransformObservation takes the picture; floats of 0 to 1 must be multiplied first)"
+        )
+    top, shown = int(space.high.max()), gym.spaces.Box(0, 255, space.shape, np.uint8)
+    # One that draws on the same array at every step would change older frames: hence a copy.
+    copied = np.copy if top == 255 else lambda x: np.uint8(x * (255 / top))
+    env = gym.wrappers.TransformObservation(env, copied, shown)
+    if space.shape[-1] == 3 and len(space.shape) == 3:
+        env = gym.wrappers.GrayscaleObservation(env)
+    if shape != (SCREEN, SCREEN):
+        env = gym.wrappers.ResizeObservation(env, (SCREEN, SCREEN))
+    return env
+
+
+def as_number(reward) -> float:
+    """Read a reward: a finite number of whatever library, or an array of one."""
+    if np.size(reward) != 1:
+        raise ValueError(f"a reward of {np.size(reward)} numbers: a wrapper must make them one")
+    if not math.isfinite(number := float(np.asarray(reward).item())):
+        raise FloatingPointError(f"the environment's reward is not finite: {number}")
+    return number
 
 
 def make_env(
-    env_id: str, seed: int, reward_clip: bool = False, render_mode: str | None = None
+    env_id: str,
+    seed: int,
+    reward_clip: bool = False,
+    render_mode: str | None = None,
+    env_kwargs: str = "{}",
 ) -> gym.Env:
     """Make an environment of stacked 84×84 frames, seeded.
 
     An Atari game is preprocessed; `frameskip` 1 leaves the skipping to the preprocessing, and grey
-    screens save an RGB picture each of the four frames. An environment without an emulator must
-    give uint8 [84, 84] frames itself.
+    screens save an RGB picture each of the four frames. An environment without an emulator gives
+    uint8 pictures, grey or RGB, of any size.
 
     Raises:
-        gym.error.Error, ImportError: there is no such environment.
         ValueError: its actions or observations are not what this script can use.
+        Exception: what the environment's maker raises.
     """
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
     gym.register_envs(ale_py)
@@ -895,26 +850,27 @@ def make_env(
     if module:
         importlib.import_module(module)
     options = {"disable_env_checker": True} | ({"render_mode": render_mode} if render_mode else {})
-    is_atari = gym.spec(name).entry_point == "ale_py.env:AtariEnv"
-    if is_atari:
-        options |= {"frameskip": 1, "obs_type": "grayscale"}
+    options |= json.loads(env_kwargs)
+    if name not in gym.registry:  # one without a version means the latest
+        name = gym.make(name, **options).spec.id
+    if is_atari := gym.spec(name).entry_point == "ale_py.env:AtariEnv":
+        options = {"frameskip": 1, "obs_type": "grayscale"} | options
     env = gym.make(name, **options)
-    if not isinstance(env.action_space, gym.spaces.Discrete):
-        kind = type(env.action_space).__name__
-        raise ValueError(
-            f"{kind} actions; this script needs discrete ones (*_continuous.py take Box)"
-        )
-    if env.action_space.start != 0:
-        raise ValueError(f"actions from {env.action_space.start} on; this script counts from 0")
+    actions = env.action_space
+    if not isinstance(actions, gym.spaces.Discrete):
+        kind = f"{type(actions).__name__} actions; this script needs Discrete ones"
+        raise ValueError(f"{kind} (the *_continuous.py scripts take Box)")
+    first = int(actions.start)
+    env = gym.wrappers.TransformAction(
+        env, lambda action: first + action, gym.spaces.Discrete(actions.n)
+    )
     if is_atari:
-        env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=SCREEN)
-    space = env.observation_space
-    if space.shape != (SCREEN, SCREEN) or space.dtype != np.uint8:
-        wanted = f"this script needs uint8 of shape ({SCREEN}, {SCREEN})"
-        raise ValueError(f"{space.dtype} observations of shape {space.shape}; {wanted}")
-    if not is_atari:  # one that draws on the same array at every step would change older frames
-        env = gym.wrappers.TransformObservation(env, np.copy, space)
-    env = gym.wrappers.RecordEpisodeStatistics(env)  # whole games, rewards as they are
+        noops = 30 if env.unwrapped.get_action_meanings()[0] == "NOOP" else 0
+        env = gym.wrappers.AtariPreprocessing(env, noops, frame_skip=4, screen_size=SCREEN)
+    else:
+        env = as_screens(env)
+    env = gym.wrappers.TransformReward(env, as_number)
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key=EPISODE)  # whole games, raw rewards
     if is_atari:
         env = AtariGame(env)
     if reward_clip:
@@ -929,78 +885,97 @@ def make_env(
 
 
 def open_env(args: Namespace, seed: int, render_mode: str | None = None) -> gym.Env:
-    """Make the environment as the main process needs it; end with one line if that fails."""
+    """Make an environment and try what will be asked of it; end with one line if that fails."""
+    if render_mode == "rgb_array" and sys.platform == "linux":  # for libraries that are yet to come
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "offscreen")
     try:
-        return make_env(args.env_id, seed, render_mode=render_mode)
-    except (gym.error.Error, ImportError, ValueError) as error:
-        fail(f"--env-id {args.env_id}: {error}")
+        env = make_env(args.env_id, seed, render_mode=render_mode, env_kwargs=args.env_kwargs)
+        env.step(env.action_space.sample())
+        if render_mode == "rgb_array":
+            picture(env)
+        env.reset(seed=seed)
+        return env
+    except Exception as error:
+        old = re.search(r"'seed'|'options'|values to unpack", str(error))
+        hint = " (Gymnasium: reset(seed, options) gives 2 values, step(action) 5)" if old else ""
+        fail(f"--env-id {args.env_id}: {type(error).__name__}: {error}{hint}")
 
 
-def save_checkpoint(path: Path, contents: dict) -> None:
-    """Write a checkpoint beside its place and move it there: a kill leaves the old or the new."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write beside a file and move it there: a kill leaves the old one or the new one, whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(source: str, *names: str) -> dict:
-    """Read a run's checkpoint, given its folder or the file; end with one line if that fails.
-
-    `names` are those of its parts that will be needed, beside what every checkpoint holds.
-    """
-    path = Path(source) / "checkpoint.pt" if Path(source).is_dir() else Path(source)
-    if not path.is_file():
+def load_tensors(path: Path) -> dict:
+    """Read a file of tensors and plain values; no code in it can run. Ends with one line if bad."""
+    try:  # mapped, so that nothing is unpacked into memory
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except FileNotFoundError:
         fail(f"there is no checkpoint at {path}")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        script, _, _ = contents["script"], contents["args"]["env_id"], contents["model"]
     except Exception as error:  # torch.load raises many kinds
         fail(f"{path} is damaged, or no checkpoint ({type(error).__name__})")
-    if script != SCRIPT:
-        fail(f"{path} was written by {script}")
-    if lacking := [name for name in names if name not in contents]:
-        fail(f"the checkpoint {path} lacks {', '.join(lacking)}")
+
+
+def load_checkpoint(source: str) -> dict:
+    """Read a run's checkpoint, given its folder or the file; end with one line if that fails."""
+    path = Path(source, "checkpoint.pt") if Path(source).is_dir() else Path(source)
+    contents = {"steps": 0, "seconds": 0.0} | load_tensors(path)  # weights alone have neither
+    if contents.get("script") != SCRIPT:
+        fail(f"the checkpoint {path} was written by {contents.get('script', 'another program')}")
+    for name, kind in {"args": dict, "steps": int, "seconds": float}.items():
+        if type(contents.get(name)) is not kind or (kind is not dict and not contents[name] >= 0):
+            fail(f"the checkpoint {path} is damaged: its {name} is {contents.get(name)!r}")
     return contents
 
 
-def load_weights(model: nn.Module, state_dict: dict, source: str) -> None:
-    """Copy weights into a network; end with one line if they do not fit."""
-    try:
-        model.load_state_dict(state_dict)
-    except (RuntimeError, TypeError) as error:
-        fail(f"the weights in {source} do not fit this network: {' '.join(str(error).split())}")
+@torch.no_grad()
+def restore(target: dict, saved: dict, source: str) -> None:
+    """Copy saved tensors in place, so that shared memory stays shared; end with one line if bad."""
+    for name, value in target.items():
+        kept = saved.get(name) if isinstance(saved, dict) else None
+        if isinstance(value, dict):
+            restore(value, kept, source)
+        elif isinstance(value, Tensor):
+            if not isinstance(kept, Tensor) or (kept.shape, kept.dtype) != (
+                value.shape,
+                value.dtype,
+            ):
+                fail(f"the checkpoint {source} lacks {name}, or does not fit this network in it")
+            if not kept.isfinite().all():
+                fail(f"the checkpoint {source} is of no use: its {name} is not finite")
+            value.copy_(kept)
 
 
 class RunLog:
     """TensorBoard events, episodes.csv and the progress line of one run."""
 
-    def __init__(self, run_dir: Path, args: Namespace, start: int, seconds: float, memory: int):
+    def __init__(self, run_dir: Path, args: Namespace, start: int, seconds: float):
         # Imported here, because workers import this file too: they need none of it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self.total_timesteps, self.memory = args.total_timesteps, memory
+        self.total_timesteps = args.total_timesteps
         self.began = time.monotonic() - seconds  # as if the run had never stopped
         self.last = time.monotonic(), start
-        self.replay_fill = [0.0] * args.num_workers
+        self.charts: dict[str, dict[int, float]] = {}  # name: worker: its latest value
         path = run_dir / "episodes.csv"
-        rows = ["step,seconds,worker,return,length"]
-        if path.exists():  # a resumed run: forget what came after the checkpoint
-            old = path.read_text().splitlines()[1:]
-            whole = [row for row in old if re.fullmatch(r"\d+,[\d.]+,\d+,[-+.\w]+,\d+", row)]
-            rows += [row for row in whole if int(row.split(",")[0]) <= start]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("\n".join(rows) + "\n")
-        os.replace(temporary, path)
-        self.episodes = len(rows) - 1
-        recent = [row.split(",") for row in rows[1:][-RECENT_GAMES:]]
-        self.recent = deque([(float(row[3]), int(row[4])) for row in recent], RECENT_GAMES)
+        games = read_games(path, start) if start else []  # what came after is forgotten
+        self.recent = deque([(float(game[3]), int(game[4])) for game in games], RECENT_GAMES)
+        with replacing(path) as file:
+            rows = ["step,seconds,worker,return,length", *map(",".join, games), ""]
+            file.write("\n".join(rows).encode())
         self.csv = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
-        self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if args.resume else None)
-        settings = "".join(f"\n|{name}|{value}|" for name, value in sorted(vars(args).items()))
-        self.writer.add_text("hyperparameters", f"|setting|value|\n|-|-|{settings}", start)
+        # From 0 on for a new run, or TensorBoard shows what a killed one played and lost.
+        self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else 0)
 
     def seconds(self) -> float:
         """Return the run's wall-clock time, stops left out."""
@@ -1008,38 +983,33 @@ class RunLog:
 
     def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
         """Record a finished game."""
-        self.episodes += 1
         self.recent.append((episode_return, length))
         self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:.8g},{length}\n")
         self.writer.add_scalar("charts/episodic_return", episode_return, step)
         self.writer.add_scalar("charts/episodic_length", length, step)
 
-    def statistics(self, step: int, rank: int, fill: float, means: dict[str, float]) -> None:
-        """Record the means of a worker's latest updates."""
-        self.replay_fill[rank] = fill
-        self.writer.add_scalar("charts/replay_fill", np.mean(self.replay_fill), step)
-        for name, value in means.items():
+    def statistics(self, step: int, rank: int, losses: dict, charts: dict) -> None:
+        """Record a worker's means over its latest updates, and what is summed over the workers."""
+        for name, value in losses.items():
             self.writer.add_scalar(f"losses/{name}", value, step)
+        for name, value in charts.items():
+            self.charts.setdefault(name, {})[rank] = value
+            self.writer.add_scalar(f"charts/{name}", sum(self.charts[name].values()), step)
 
     def progress(self, step: int) -> None:
         """Print a line, and log the speed since the one before."""
-        now = time.monotonic()
-        speed = (step - self.last[1]) / max(now - self.last[0], 1e-6)
-        self.last = now, step
+        (before, last_step), self.last = self.last, (time.monotonic(), step)
+        speed = (step - last_step) / max(self.last[0] - before, 1e-6)
         self.writer.add_scalar("charts/SPS", speed, step)
-        left = "unknown time"
-        if speed:  # the bound, 30 years, is for budgets beyond what timedelta can hold
-            seconds = max(0, self.total_timesteps - step) // speed
-            left = timedelta(seconds=min(seconds, 1e9))
+        left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-3))
         games = "no game over yet"
-        if self.recent:
+        if count := len(self.recent):
             mean_return, mean_length = np.mean(self.recent, axis=0)
-            count = len(self.recent)
             games = f"return {mean_return:.2f}, length {mean_length:.0f} (last {count} games)"
-        fill = np.mean(self.replay_fill)
+        charts = [f" | {name} {sum(parts.values()):,.0f}" for name, parts in self.charts.items()]
         print(
             f"{step:>11,} steps {step / self.total_timesteps:6.1%} | {speed:5.0f} steps/s | "
-            f"{left} left | {games} | replay {fill:.1%}, {fill * self.memory / 1e6:,.0f} MB",
+            f"{left} left | {games}{''.join(charts).replace('_', ' ')}",
             flush=True,
         )
 
@@ -1049,281 +1019,401 @@ class RunLog:
         self.csv.close()
 
 
+def read_games(path: Path, last_step: int) -> list[list[str]]:
+    """Read the rows of episodes.csv up to a step, without those that a kill or a hand tore."""
+    games = []
+    for row in path.read_text(errors="replace").splitlines()[1:] if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            step, seconds, rank, episode_return, length = row.split(",")
+            if int(step) <= last_step and math.isfinite(float(episode_return)) and int(length) > 0:
+                games.append([step, seconds, rank, episode_return, length])
+    return games
+
+
+def picture(env: gym.Env) -> np.ndarray:
+    """Draw what there is to see, in its own proportions and at most 320 pixels wide."""
+    frame = env.render()
+    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"render() gives no uint8 RGB picture but {type(frame).__name__}")
+    scale = min(1.0, 320 / frame.shape[1])
+    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
 def write_gif(path: Path, frames: list[np.ndarray], milliseconds: int) -> None:
     """Write RGB pictures as an animated GIF."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    animation = cv2.Animation()
-    animation.frames = [cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in frames]
-    animation.durations = [milliseconds] * len(frames)
-    if not cv2.imwriteanimation(str(path), animation):
-        fail(f"OpenCV could not write {path}")
+    from PIL import Image  # here, since workers need none of it
+
+    first, *others = map(Image.fromarray, frames)
+    with replacing(path) as file:
+        how = {"append_images": others, "duration": milliseconds, "loop": 0}
+        first.save(file, "GIF", save_all=True, **how)
     print(f"wrote {path}")
 
 
-@torch.no_grad()
 def evaluate(args: Namespace) -> list[float]:
     """Play whole games with a trained policy, rewards as they are; print and return the returns."""
-    torch.set_num_threads(1)  # for batches of one, more threads only wait for each other
-    checkpoint = load_checkpoint(args.evaluate)
+    source = Path(args.evaluate).absolute()
+    video = source / "video" if source.is_dir() else source.parent / "video" / source.stem
+    if args.capture_video:  # what cannot be written afterwards is said now
+        video.mkdir(parents=True, exist_ok=True)
     # The spawn key sets these streams apart from every worker's.
     seeds = np.random.SeedSequence(args.seed, spawn_key=(0,)).generate_state(2)
     generator = torch.Generator().manual_seed(int(seeds[1]))
     render_mode = "human" if args.render else "rgb_array" if args.capture_video else None
-    env = open_env(args, int(seeds[0]), render_mode)
-    model = ActorCritic(int(env.action_space.n))
-    load_weights(model, checkpoint["model"], args.evaluate)
-    noise = torch.ones(int(env.action_space.n))  # equal for all: the most probable action wins
-    returns, frames = [], []
-    for game in range(1, args.eval_episodes + 1):
-        observation, _ = env.reset()
-        episode, step = None, 0
-        while episode is None:
-            wanted = args.capture_video and game == 1 and len(frames) < GIF_FRAMES
-            if wanted and step % GIF_EVERY == 0:
-                frames.append(env.render())
-            pi, _ = model(as_batch([observation]))
-            if not args.greedy:
-                noise.exponential_(generator=generator)
-            observation, _, _, _, info = env.step(select_action(pi, noise))
-            episode, step = info.get("episode"), step + 1
-        returns.append(float(episode["r"]))
-        print(f"game {game}: return {episode['r']:.8g}, length {episode['l']}", flush=True)
+    env = open_env(args, int(seeds[0]) % 2**31, render_mode)
+    shared = Shared(args, env)
+    acting = {name: part for name, part in shared.state().items() if name in ("model", "observed")}
+    restore(acting, load_checkpoint(args.evaluate), args.evaluate)
+    actor = Actor(args, env, shared, shared.model, generator, args.greedy)
+    rate = env.metadata.get("render_fps") or GIF_RATE
+    every = math.ceil(rate / GIF_RATE)  # so many steps from one picture to the next
+    returns, frames, different = [], [], set()
+    with stop_on_signals(shared.stop) as signals:
+        while len(returns) < args.eval_episodes and not signals:
+            game, actions, total, episode = len(returns) + 1, [], 0.0, None
+            while episode is None and len(actions) < args.eval_max_steps and not signals:
+                if args.capture_video and game == 1 and len(frames) < GIF_FRAMES:
+                    frames.append(picture(env))
+                segment, episode = actor.act(every, shared.stop)
+                actions += segment.actions.tolist()
+                total += float(segment.rewards.sum())
+                if len(actions) % 10_000 < every:
+                    print(f"game {game}: {len(actions):,} steps, return {total:.8g} so far")
+            if not signals:
+                actor.observation = None  # a game that was cut at its longest does not go on
+                different.add(str(actions))
+                returns.append(float(episode["r"]) if episode else total)
+                length = episode["l"] if episode else len(actions)
+                print(f"game {game}: return {returns[-1]:.8g}, length {length}", flush=True)
     env.close()
-    print(
-        f"{len(returns)} games: mean {np.mean(returns):.2f}, sd {np.std(returns):.2f}, "
-        f"median {np.median(returns):.8g}, min {min(returns):.8g}, max {max(returns):.8g}"
-    )
-    if args.capture_video:
-        source = Path(args.evaluate)
-        path = source / "video" if source.is_dir() else source.parent / "video" / source.stem
-        path = path / f"seed-{args.seed}.gif"
-        write_gif(path, frames, GIF_EVERY * STEP_MILLISECONDS)
+    if returns:
+        print(
+            f"{len(returns)} games, {len(different)} different: mean {np.mean(returns):.2f}, "
+            f"sd {np.std(returns):.2f}, median {np.median(returns):.8g}, min {min(returns):.8g}, "
+            f"max {max(returns):.8g}"
+        )
+    if frames:
+        write_gif(video / f"seed-{args.seed}.gif", frames, round(1000 * every / rate))
+    if signals:
+        sys.exit(128 + signals[0])
     return returns
 
 
 # Training =========================================================================================
 
 
-def make_run_dir(args: Namespace) -> Path:
-    """Make the run's folder, or find a resumed one's; one that holds another run is refused."""
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(args.run_dir or Path("runs") / re.sub(r"[^\w.-]", "-", name))
-    if args.resume:
-        run_dir = Path(args.resume) if Path(args.resume).is_dir() else Path(args.resume).parent
-        if not Path(args.resume).is_dir() and Path(args.resume).name != "checkpoint.pt":
-            fail(f"{args.resume} is no run: give a folder, or the checkpoint.pt in it")
+def make_run_dir(args: Namespace) -> IO[str]:
+    """Make the run's folder, or find a resumed one's; return the file that locks it while open.
+
+    Ends with one line if another run is there, or another process trains in it.
+    """
+    # The process number tells runs apart that begin in the same second.
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    name = re.sub(r"[^\w.-]", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{stamp}")
+    run_dir = Path(args.resume or args.run_dir or f"runs/{name}").absolute()
+    run_dir = run_dir.parent if run_dir.name == "checkpoint.pt" else run_dir
+    args.run_dir = str(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if links := [path.name for path in run_dir.iterdir() if path.is_symlink()]:
+        fail(f"{run_dir} holds links, and a run writes through none: {', '.join(links)}")
+    file = open(run_dir / "args.json", "a+")  # noqa: SIM115 (the lock lasts while it is open)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        files = run_dir / "episodes.csv", run_dir / "checkpoint.pt"
-        if not args.resume and any(path.exists() for path in files):
-            raise FileExistsError
-        with open(run_dir / "args.json", "w" if args.resume else "x") as file:
-            json.dump(vars(args), file, indent=2, sort_keys=True)
-    except FileExistsError:
-        fail(f"{run_dir} holds a run already: give another --run-dir, or --resume {run_dir}")
-    except OSError as error:
-        fail(f"cannot write to {run_dir}: {error.strerror}")
-    return run_dir
-
-
-def make_shared(args: Namespace, num_actions: int, checkpoint: dict | None) -> Shared:
-    """Make the networks, optimizer and counters in shared memory, as at the checkpoint if any."""
-    torch.manual_seed(args.seed)
-    model = ActorCritic(num_actions).share_memory()
-    average_model = copy.deepcopy(model).requires_grad_(False).share_memory()
-    kind = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer]
-    optimizer = kind(model.parameters(), args.learning_rate)
-    if checkpoint:
-        load_weights(model, checkpoint["model"], args.resume)
-        load_weights(average_model, checkpoint["average_model"], args.resume)
-        load_optimizer_state(optimizer, checkpoint["optimizer"])
-    steps_taken = torch.zeros(args.num_workers, dtype=torch.int64).share_memory_()
-    stop = torch.zeros(1, dtype=torch.bool).share_memory_()
-    start = checkpoint["steps"] if checkpoint else 0
-    return Shared(model, average_model, optimizer, steps_taken, start, stop)
-
-
-def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
-    """Start the worker processes; enter each under the connection on which it reports."""
-    context = multiprocessing.get_context("spawn")
-    for rank in range(args.num_workers):
-        if shared.stop:
-            return
-        # Ignored while it starts, for it inherits that: only the main process is to react. One that
-        # comes in these milliseconds is lost.
-        before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = rank, args, shared, sender
-            process = context.Process(target=run_worker, args=arguments, daemon=True)
-            process.name = f"worker {rank}"
-            process.start()
-        except OSError as error:
-            fail(f"worker {rank} cannot start ({error}): try a smaller --num-workers")
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-        sender.close()  # the worker's own is the only one left: the pipe ends when it dies
-        workers[receiver] = process
-
-
-def supervise(workers: dict, shared: Shared, log: RunLog, save, args: Namespace) -> str | None:
-    """Log, print and save until all workers have ended; return what went wrong, if anything."""
-    reporting, running = dict(workers), {process.sentinel: process for process in workers.values()}
-    failures: dict[str, str] = {}  # worker: what ended it
-    now = time.monotonic()
-    next_line, next_save = now + args.log_interval, now + args.checkpoint_interval
-    kill_at = math.inf  # for workers that do not stop when told to
-    while running or reporting:
-        # A signal sets `stop` without waking this: hence at most a second.
-        ready = wait([*reporting, *running], min(1.0, max(0.0, next_line - now)))
-        for source in ready:
-            if source in running:
-                process = running.pop(source)
-                process.join()
-                if process.exitcode:  # below 0: a signal. What the worker itself says goes first
-                    failures.setdefault(process.name, f"exit code {process.exitcode}")
-                continue
-            try:
-                kind, *report = source.recv()
-            except (EOFError, OSError):  # the worker has ended, perhaps within a message
-                del reporting[source]
-                continue
-            if kind == "error":
-                failures[reporting[source].name], trace = report
-                print(trace, file=sys.stderr)
-            else:
-                getattr(log, kind)(*report)
-
-        now = time.monotonic()
-        if now >= next_line:
-            log.progress(shared.steps())
-            next_line = now + args.log_interval
-        if now >= next_save:
-            save()
-            next_save = now + args.checkpoint_interval
-        if failures:
-            shared.stop.fill_(True)
-        if shared.stop and kill_at == math.inf:
-            kill_at = now + SECONDS_TO_STOP
-        if now >= kill_at:
-            for process in running.values():
-                text = f"killed, since it did not stop in {SECONDS_TO_STOP} s"
-                failures.setdefault(process.name, text)
-                process.kill()
-    return next((f"{name} died: {text}" for name, text in failures.items()), None)
-
-
-def state_of_run(args: Namespace, shared: Shared, log: RunLog) -> dict:
-    """Gather what a checkpoint holds: enough to go on, and to play."""
-    return {
-        "script": SCRIPT,
-        "args": vars(args),
-        "steps": shared.steps(),
-        "episodes": log.episodes,
-        "seconds": log.seconds(),
-        "model": shared.model.state_dict(),
-        "average_model": shared.average_model.state_dict(),
-        "optimizer": shared.optimizer.state_dict(),
-    }
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process trains in {run_dir}")
+    begun = (run_dir / "checkpoint.pt").exists() or read_games(run_dir / "episodes.csv", 10**15)
+    if begun and not args.resume:
+        another = f"give another --run-dir, or --resume {shlex.quote(args.run_dir)}"
+        fail(f"{run_dir} holds a run already: {another}")
+    file.truncate(0)
+    json.dump(vars(args), file, indent=2, sort_keys=True)
+    file.flush()
+    return file
 
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Tensor) -> Iterator[list[int]]:
-    """Set `stop` at Ctrl-C or SIGTERM, instead of being ended by them; yield those that came.
+    """Set `stop` at Ctrl-C, SIGTERM or a closed terminal, and yield the signals that came.
 
-    A later one ends the process at once. Within a second it is taken for the same one: `timeout`
-    and other wrappers send it twice.
+    One that comes a second later or more ends the process at once: `timeout` sends it twice.
     """
-    received: list[int] = []
-    first = math.inf  # when it came
+    came: list[int] = []
+    times: list[float] = []
 
     def request_stop(signum, frame) -> None:
-        nonlocal first
-        received.append(signum)
-        first = min(first, time.monotonic())
+        came.append(signum)
+        times.append(time.monotonic())
         stop.fill_(True)
-        if time.monotonic() > first + 1:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
+        if times[-1] > times[0] + 1:
+            os._exit(128 + signum)
 
-    before = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    # Ignored ones stay so, as under `nohup`; a thread beside the main one cannot handle any.
+    alone = threading.current_thread() is threading.main_thread()
+    heard = [s for s in SIGNALS if alone and signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, request_stop) for signum in heard}
     try:
-        yield received
+        yield came
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def signals_waiting() -> Iterator[None]:
+    """Let signals wait while processes start, which inherit that until they can handle them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()  # it unblocks two of them when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
+    """Start the worker processes; enter each under the connection on which it reports.
+
+    On Linux they are copies of one process that has imported what they need.
+    """
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(PRELOADED)
+    # glibc keeps what is freed for the next update, up to its most, 32 MB a piece, instead of
+    # giving it back to the system: recurrent A3C had 60,000 page faults a second.
+    os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+    for rank in range(args.num_workers):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=run_worker, args=(rank, args, shared, sender))
+        process.name = f"worker {rank}"
+        try:
+            process.start()
+        except OSError as error:
+            fail(f"{process.name} cannot start ({error}): try a smaller --num-workers")
+        sender.close()  # the worker's own is the only one left: the pipe ends when it dies
+        workers[receiver] = process
+
+
+def supervise(args: Namespace, shared: Shared, log: RunLog, save, workers: dict) -> str:
+    """Log, print and save until all workers have ended; return what went wrong, if anything."""
+    failure, unsaved, kill_at, now = "", False, math.inf, time.monotonic()
+    next_line, next_save = now + args.log_interval, now + args.checkpoint_interval
+    while workers:
+        sentinels = [process.sentinel for process in workers.values()]
+        # A signal sets `stop` without waking this: hence at most a second.
+        wait([*(c for c in workers if not c.closed), *sentinels], max(0, min(1, next_line - now)))
+        now, tasks = time.monotonic(), []
+        for connection, process in list(workers.items()):
+            ended = not process.is_alive()  # asked first: nothing comes after what is read below
+            try:
+                while connection.poll():
+                    kind, *report = connection.recv()
+                    if kind == "error":
+                        failure = failure or f"{process.name} died: {report[0]}"
+                        print(report[1], end="", file=sys.stderr)
+                    else:
+                        tasks.append(partial(getattr(log, kind), *report))
+            except (EOFError, OSError):  # the worker has ended, perhaps within a message
+                connection.close()
+            if ended:
+                del workers[connection]
+                if process.exitcode or not (shared.stop or shared.steps() >= args.total_timesteps):
+                    # Below 0 it is a signal; 0 before the end comes from somebody's sys.exit().
+                    failure = failure or f"{process.name} died: exit code {process.exitcode}"
+
+        if now >= next_line or not workers:
+            tasks.append(partial(log.progress, shared.steps()))
+            next_line = now + args.log_interval
+        if now >= next_save:
+            tasks.append(save)
+            next_save = now + args.checkpoint_interval
+        for task in tasks:
+            try:
+                task()
+                unsaved = unsaved and task is not save
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a full disk may be emptied before the next checkpoint
+                if task is save and unsaved:
+                    failure = failure or f"no checkpoint can be written: {error}"
+                elif not unsaved:
+                    print(f"{SCRIPT}: {error}; it goes on without", file=sys.stderr)
+                unsaved = True
+            except FloatingPointError as error:
+                failure = failure or str(error)
+        if failure:
+            shared.stop.fill_(True)
+        kill_at = min(kill_at, now + SECONDS_TO_STOP) if shared.stop else kill_at
+        for process in workers.values() if now >= kill_at else ():
+            failure = failure or f"{process.name} was killed: no stop within {SECONDS_TO_STOP} s"
+            process.kill()
+    return failure
+
+
+def save_run(args: Namespace, shared: Shared, log: RunLog) -> None:
+    """Write the checkpoint: enough to go on, and to play.
+
+    Raises:
+        FloatingPointError: the weights are not finite any more; the last checkpoint stays.
+        OSError: it cannot be written; the last checkpoint stays.
+    """
+    if not all(weights.isfinite().all() for weights in shared.model.weights):
+        raise FloatingPointError("the weights are not finite any more: try a lower --learning-rate")
+    settings = {name: value for name, value in vars(args).items() if name != "run_dir"}
+    counts = {"steps": shared.steps(), "seconds": log.seconds()}
+    with replacing(Path(args.run_dir) / "checkpoint.pt") as file:
+        torch.save({"script": SCRIPT, "args": settings, **counts, **shared.state()}, file)
+    log.writer.flush()
 
 
 def train(args: Namespace) -> Path:
     """Train to `total_timesteps`; return the run's folder.
 
     Raises:
-        SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM; with a message if a
-            worker died or did not stop, or the settings cannot be run. What was learned is in the
-            checkpoint.
+        SystemExit: with 128 + the signal's number after Ctrl-C, SIGTERM or a closed terminal; with
+            a message if a worker died or did not stop, or the settings cannot be run. What was
+            learned is in the checkpoint.
+        OSError: the run's folder cannot be written.
     """
-    with open_env(args, args.seed) as env:
-        num_actions = int(env.action_space.n)
-    needed = "steps", "seconds", "average_model", "optimizer"
-    checkpoint = load_checkpoint(args.resume, *needed) if args.resume else None
-    if checkpoint and checkpoint["steps"] >= args.total_timesteps:
+    if args.capture_video or args.render:  # what cannot be drawn in the end is said now
+        open_env(args, 0, "human" if args.render else "rgb_array").close()
+    checkpoint = load_checkpoint(args.resume) if args.resume else {"steps": 0, "seconds": 0.0}
+    if checkpoint["steps"] >= args.total_timesteps:
         fail(f"{args.resume} has {checkpoint['steps']:,} steps: give a larger --total-timesteps")
-    shared = make_shared(args, num_actions, checkpoint)
-    run_dir = make_run_dir(args)
-    memory = args.replay_size * ReplayBuffer.bytes_per_step(num_actions)
-    seconds = checkpoint["seconds"] if checkpoint else 0.0
-    workers: dict[Connection, multiprocessing.Process] = {}
-    with stop_on_signals(shared.stop) as signals:
-        log = RunLog(run_dir, args, shared.start, seconds, memory)
-
-        def save() -> None:
-            save_checkpoint(run_dir / "checkpoint.pt", state_of_run(args, shared, log))
-            log.writer.flush()
-
+    with open_env(args, args.seed % 2**31) as env, signals_waiting():
         try:
-            save()  # whatever happens from here on, the run can go on
-            print(
-                f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, "
-                f"steps {shared.start:,} to {args.total_timesteps:,}\n"
-                f"{args.optimizer}, learning rate {args.learning_rate:g}, "
-                f"entropy {args.ent_coef:g}, segments of {args.num_steps}, "
-                f"{args.replay_ratio:g} replays each\n"
-                f"replay of {args.replay_size:,} steps, {memory / 1e9:.2f} GB when full, "
-                f"used from step {shared.start + args.replay_start:,} on\n"
-                f"writing to {run_dir}",
-                flush=True,
-            )
-            start_workers(args, shared, workers)
-            failure = supervise(workers, shared, log, save, args)
-            log.progress(shared.steps())
+            shared = Shared(args, env, checkpoint)
+        except RuntimeError as error:
+            fail(f"no shared memory: {error}; enlarge /dev/shm, or raise ulimit -n")
+        raw, seen = env.unwrapped.observation_space, env.observation_space
+    workers: dict[Connection, multiprocessing.Process] = {}
+    with make_run_dir(args), stop_on_signals(shared.stop) as signals:
+        log = RunLog(Path(args.run_dir), args, shared.start, checkpoint["seconds"])
+        save = partial(save_run, args, shared, log)
+        save()  # whatever happens from here on, the run can go on
+        print(
+            f"{SCRIPT}: {args.env_id}, seed {args.seed}, {args.num_workers} workers, steps "
+            f"{shared.start:,} to {args.total_timesteps:,}, {args.optimizer} at "
+            f"{args.learning_rate:g}\nobservations {type(raw).__name__}{list(raw.shape or ())} as "
+            f"{list(seen.shape)}, actions {env.action_space}\nwriting to {args.run_dir}",
+            flush=True,
+        )
+        try:
+            with signals_waiting():
+                start_workers(args, shared, workers)
+            failure = supervise(args, shared, log, save, workers)
         finally:
             for process in workers.values():
                 process.kill()
                 process.join(1)
             try:
                 save()
-            finally:
-                log.close()
-    resume = f"go on with: python {SCRIPT} --resume {run_dir}"
-    if failure:
-        fail(f"{failure}\nwhat was learned until step {shared.steps():,} is kept; {resume}")
+            except (OSError, FloatingPointError) as error:
+                print(f"{SCRIPT}: the checkpoint before is kept: {error}", file=sys.stderr)
+            log.close()
+    run = shlex.quote(args.run_dir) + f" --env-id {shlex.quote(args.env_id)}" * (":" in args.env_id)
     if signals:
-        print(f"stopped at step {shared.steps():,}; {resume}", flush=True)
+        print(f"stopped at step {shared.steps():,}; go on with: python {SCRIPT} --resume {run}")
         sys.exit(128 + signals[0])
-    print(f"finished; play with: python {SCRIPT} --evaluate {run_dir}", flush=True)
-    return run_dir
+    if failure:
+        fail(f"{failure}; what was learned is kept; go on with: python {SCRIPT} --resume {run}")
+    print(f"finished; play with: python {SCRIPT} --evaluate {run}", flush=True)
+    return Path(args.run_dir)
+
+
+# Command line =====================================================================================
+
+
+def usable_processors() -> int:
+    """Count the processors this process may use, by its affinity and its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # there is no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return count
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the command line of SETTINGS; its errors are one line."""
+    parser = argparse.ArgumentParser(SCRIPT, argparse.SUPPRESS, allow_abbrev=False)
+    parser.description = (__doc__ or "").partition("\n")[0]
+    for title, rows in SETTINGS.items():
+        group = parser.add_argument_group(title)
+        for flag, default, (first, *_), text in rows:
+            kind = {"action": argparse.BooleanOptionalAction} if first is True else {}
+            kind = kind or {"type": type(first)}
+            shown = "" if default in (None, False) else f" (default: {default})"
+            name = group.add_argument(flag, help=text + shown, **kind).dest
+            parser.set_defaults(**{name: default})
+    return parser
+
+
+def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with one line and exit code 2 if a setting, given or of a file, is not allowed."""
+    for flag, default, allowed, _ in (row for rows in SETTINGS.values() for row in rows):
+        value, kind = getattr(args, flag[2:].replace("-", "_")), type(allowed[0])
+        if kind is str:
+            wanted = " or ".join(allowed) or "a text"
+            good = isinstance(value, str) and value and (value in allowed or allowed == TEXT)
+        elif kind is bool:
+            wanted, good = "nothing", isinstance(value, bool)
+        else:
+            wanted = f"a number from {allowed[0]:,} to {allowed[1]:,}"
+            good = type(value) in (int, kind) and allowed[0] <= value <= allowed[1]
+        if not good and (value is not None or default is not None):
+            parser.error(f"{flag} {value!r} will not do: give {wanted}")
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """Read and check the command line; `--resume` and `--evaluate` take a run's own settings."""
+    parser = build_parser()
+    given = args = parser.parse_args(argv)
+    check(args, parser)
+    if args.resume_if_exists and args.run_dir and Path(args.run_dir, "checkpoint.pt").exists():
+        args.resume, args.run_dir = args.run_dir, None
+    for one, other in (("resume", "evaluate"), ("resume", "run_dir"), ("render", "capture_video")):
+        if getattr(args, one) and getattr(args, other):
+            parser.error(f"give --{one} or --{other.replace('_', '-')}, not both")
+    if run := args.resume or args.evaluate:
+        saved = load_checkpoint(run)["args"]
+        inherited = set(saved) & set(vars(args)) - ONE_CALL
+        parser.set_defaults(**{name: saved[name] for name in inherited})
+        args = parser.parse_args(argv)
+        args.resume, args.run_dir = given.resume, given.run_dir
+        check(args, parser)
+        for name in {"env_id", "env_kwargs", *["optimizer"] * bool(args.resume)} & inherited:
+            if getattr(args, name) != saved[name]:
+                flag = "--" + name.replace("_", "-")
+                parser.error(f"{run} was trained with {flag} {saved[name]}: leave {flag} out")
+        if ":" in args.env_id and args.env_id != given.env_id:
+            parser.error(f"it imports code, which no file may ask for: give --env-id {args.env_id}")
+    args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
+    args.num_workers = args.num_workers or usable_processors()
+    return args
+
+
+def fail(message: str):
+    """End with one line on standard error, whatever its parts hold, and exit code 1."""
+    sys.exit(f"{SCRIPT}: error: {''.join(c if c.isprintable() else ' ' for c in message)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train or evaluate, as the command line says."""
-    args = parse_args(argv)
-    if not args.evaluate:
-        args.evaluate = str(train(args))
-        if not (args.capture_video or args.render):
-            return
-    evaluate(args)
+    sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that knows no Greek
+    try:
+        args = parse_args(argv)
+        if not args.evaluate:
+            args.evaluate = str(train(args))
+            if not (args.capture_video or args.render):
+                return
+        evaluate(args)
+    except BrokenPipeError:  # as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail("nobody reads its output any more")
+    except OSError as error:  # a folder that cannot be written, a process that cannot start
+        fail(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    # Under a profiler or debugger another module is `__main__`: workers find this one by its name.
+    ours = vars(sys.modules["__main__"]) is globals()
+    (main if ours else importlib.import_module(Path(__file__).stem).main)()
