@@ -51,6 +51,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
@@ -74,9 +75,8 @@ MIN_VARIANCE = 0.01  # the policy's σ stays above 0.1, or it grows sure within 
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
 RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
-GIF_RATE, GIF_FRAMES = 20, 200  # pictures a second and in all, at most
+GIF_RATE, GIF_FRAMES = 10, 200  # pictures a second and in all, at most
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that stop a run, which then goes on
-PRELOADED = ["cv2", "gymnasium", "gymnasium.wrappers", "mujoco", "numpy", "torch", "torch.optim"]
 EPISODE = "acer-a3c/episode"  # ours in an environment's info
 LEARNING_RATES = {"adam": 3e-4, "rmsprop": 7e-4}
 
@@ -449,7 +449,7 @@ def apply_gradients(
     if not norm.isfinite():
         bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
         where = ", ".join(bad) or "its norm"
-        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {float(loss):g}")
+        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {loss.item():g}")
     if norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / norm)
     for gradient, weights in zip(gradients, shared.model.weights, strict=True):
@@ -747,7 +747,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def load_tensors(path: Path) -> dict:
     """Read a file of tensors and plain values; no code in it can run. Ends with one line if bad."""
-    try:  # mapped, so that nothing is unpacked into memory
+    try:
+        if bad := zipfile.ZipFile(path).testzip():  # torch looks at no checksum
+            raise ValueError(bad)
+        # Mapped, so that nothing is unpacked into memory.
         return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except FileNotFoundError:
         fail(f"there is no checkpoint at {path}")
@@ -1006,7 +1009,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     """
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        context.set_forkserver_preload(PRELOADED)
+        heavy = {"ale_py", "cv2", "gymnasium.wrappers", "mujoco", "torch", "torch.optim.adam"}
+        context.set_forkserver_preload(sorted(heavy & set(sys.modules)))
     # glibc keeps what is freed for the next update, up to its most, 32 MB a piece, instead of
     # giving it back to the system: recurrent A3C had 60,000 page faults a second.
     os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
@@ -1189,7 +1193,8 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
             wanted = f"a number from {allowed[0]:,} to {allowed[1]:,}"
             good = type(value) in (int, kind) and allowed[0] <= value <= allowed[1]
         if not good and (value is not None or default is not None):
-            parser.error(f"{flag} {value!r} will not do: give {wanted}")
+            shown = " ".join(repr(value).split())
+            parser.error(f"{flag} {shown} will not do: give {wanted}")
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -53,6 +53,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 import zlib
 from argparse import Namespace
 from collections import deque
@@ -78,10 +79,10 @@ SCREEN = 84  # pixels, height and width of a frame
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
 RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
-GIF_RATE, GIF_FRAMES = 10, 600  # pictures a second and in all, at most
+GIF_RATE, GIF_FRAMES = 10, 200  # pictures a second and in all, at most
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that stop a run, which then goes on
-PRELOADED = ["ale_py", "cv2", "gymnasium", "gymnasium.wrappers", "numpy", "torch", "torch.optim"]
-EPISODE, LIFE_LOST = "acer-a3c/episode", "acer-a3c/life_lost"  # ours in an environment's info
+EPISODE = "acer-a3c/episode"  # ours in an environment's info
+LIFE_LOST = "acer-a3c/life_lost"
 LEARNING_RATES = {"adam": 2.5e-4, "rmsprop": 7e-4}
 
 # Settings =========================================================================================
@@ -382,16 +383,19 @@ def pack(segment: Segment) -> bytes:
 
 def unpack(packed: bytes, num_actions: int) -> Segment:
     """Return what `pack` was given, bit by bit; a ValueError or zlib.error if that cannot be."""
-    raw = zlib.decompressobj().decompress(packed, 2**28)
+    stream = zlib.decompressobj()
+    raw = stream.decompress(packed, 2**28)
     frame, numbers = SCREEN * SCREEN, 8 + 4 + 4 * num_actions  # bytes of a step
     length, rest = divmod(len(raw) - STACK * frame - 1, frame + numbers)
-    if length < 1 or rest:
+    if length < 1 or rest or not stream.eof:
         raise ValueError(f"a segment of {len(raw)} bytes")
     frames = np.frombuffer(raw, np.uint8, (length + STACK) * frame).reshape(-1, SCREEN, SCREEN)
     raw = bytearray(raw[frames.size :])
     actions = torch.frombuffer(raw, dtype=torch.int64, count=length)
     rewards = torch.frombuffer(raw, dtype=torch.float32, count=length, offset=8 * length)
     mu = torch.frombuffer(raw[12 * length : -1], dtype=torch.float32).view(length, num_actions)
+    if not 0 <= int(actions.min()) <= int(actions.max()) < num_actions:
+        raise ValueError("an action that there is not")
     stacks = as_batch([frames[t : t + STACK] for t in range(length + 1)])
     return Segment(stacks, actions, rewards, mu, bool(raw[-1]))
 
@@ -420,6 +424,8 @@ class ReplayBuffer:
     def save(self, path: Path, session: int) -> None:
         """Write all segments, and the number of the session that leaves them."""
         packed = [part for _, part in self.segments]
+        if not packed:  # torch makes no tensor of nothing
+            return
         sizes = torch.tensor([len(part) for part in packed])
         data = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
         with replacing(path) as file:
@@ -429,11 +435,16 @@ class ReplayBuffer:
         """Add a worker's share of a file's segments; end with one line if the file is damaged."""
         try:
             contents = load_tensors(path)
-            data, sizes = contents["data"].numpy().tobytes(), contents["sizes"].tolist()
-            ends = np.cumsum(sizes).tolist()
+            sizes, data = contents["sizes"].tolist(), contents["data"].numpy()
+            if data.dtype != np.uint8 or min(sizes) < 1 or sum(sizes) != len(data):
+                raise ValueError("parts that do not fit")
+            data, ends = data.tobytes(), np.cumsum(sizes).tolist()
             for size, end in list(zip(sizes, ends, strict=True))[rank::num_workers]:
                 packed = data[end - size : end]
-                self.add(len(unpack(packed, *self.sizes).actions), packed)
+                segment = unpack(packed, *self.sizes)
+                if not all(x.isfinite().all() for x in segment[:-1]):
+                    raise ValueError("a number that is none")
+                self.add(len(segment.rewards), packed)
         except Exception as error:  # zlib's, numpy's, torch's
             fail(f"the replay {path} is damaged ({type(error).__name__})")
 
@@ -463,13 +474,15 @@ class Shared:
             self.find_replay(Path(args.resume), checkpoint)
 
     def find_replay(self, run: Path, checkpoint: dict) -> None:
-        """Find and check the replay files that belong to the checkpoint."""
+        """Find and check the replay files that were left with the checkpoint."""
+        session, since = checkpoint.get("session"), checkpoint.get("replay_since")
         buffer = ReplayBuffer(1, self.model.policy.out_features)
         for path in sorted((run if run.is_dir() else run.parent).glob("replay-*.pt")):
-            if load_tensors(path).get("session") == checkpoint.get("session"):
+            left = load_tensors(path).get("session")
+            if type(left) is type(session) is type(since) is int and left == session:
                 buffer.load(path)
                 self.replay_files.append(path.absolute())
-                self.replay_since = int(checkpoint.get("replay_since", 0))
+                self.replay_since = since
         if not self.replay_files:
             print("the replay starts empty: the run was killed, or its replay files are gone")
 
@@ -565,7 +578,7 @@ def apply_gradients(
     if not norm.isfinite():
         bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
         where = ", ".join(bad) or "its norm"
-        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {float(loss):g}")
+        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {loss.item():g}")
     if norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / norm)
     for gradient, weights in zip(gradients, shared.model.weights, strict=True):
@@ -803,9 +816,9 @@ def as_screens(env: gym.Env) -> gym.Env:
     shape = space.shape[:-1] if space.shape and space.shape[-1] in (1, 3) else space.shape
     if space.dtype != np.uint8 or len(shape or ()) != 2:
         raise ValueError(
-            f"{space} observations; the *_atari.py scripts see uint8 pictures, [height, width] or "
-            "[height, width, 3], of 0 to 255: wrap the environment so that it gives one (of a Dict, "
-            "TransformObservation takes the picture; floats of 0 to 1 must be multiplied first)"
+            f"{space} observations; the *_atari.py scripts see uint8 pictures of 0 to 255, [height, "
+            "width] or [height, width, 3]: a TransformObservation can take one out of a Dict, or "
+            "multiply floats of 0 to 1 (DtypeObservation alone would make nearly all of them 0)"
         )
     top, shown = int(space.high.max()), gym.spaces.Box(0, 255, space.shape, np.uint8)
     # One that draws on the same array at every step would change older frames: hence a copy.
@@ -918,7 +931,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def load_tensors(path: Path) -> dict:
     """Read a file of tensors and plain values; no code in it can run. Ends with one line if bad."""
-    try:  # mapped, so that nothing is unpacked into memory
+    try:
+        if bad := zipfile.ZipFile(path).testzip():  # torch looks at no checksum
+            raise ValueError(bad)
+        # Mapped, so that nothing is unpacked into memory.
         return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except FileNotFoundError:
         fail(f"there is no checkpoint at {path}")
@@ -1177,7 +1193,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     """
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        context.set_forkserver_preload(PRELOADED)
+        heavy = {"ale_py", "cv2", "gymnasium.wrappers", "mujoco", "torch", "torch.optim.adam"}
+        context.set_forkserver_preload(sorted(heavy & set(sys.modules)))
     # glibc keeps what is freed for the next update, up to its most, 32 MB a piece, instead of
     # giving it back to the system: recurrent A3C had 60,000 page faults a second.
     os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
@@ -1360,7 +1377,8 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
             wanted = f"a number from {allowed[0]:,} to {allowed[1]:,}"
             good = type(value) in (int, kind) and allowed[0] <= value <= allowed[1]
         if not good and (value is not None or default is not None):
-            parser.error(f"{flag} {value!r} will not do: give {wanted}")
+            shown = " ".join(repr(value).split())
+            parser.error(f"{flag} {shown} will not do: give {wanted}")
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -53,6 +53,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
@@ -75,9 +76,8 @@ HIDDEN = 128  # units in each of a network's two hidden layers
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
 RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
-GIF_RATE, GIF_FRAMES = 20, 200  # pictures a second and in all, at most
+GIF_RATE, GIF_FRAMES = 10, 200  # pictures a second and in all, at most
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that stop a run, which then goes on
-PRELOADED = ["cv2", "gymnasium", "gymnasium.wrappers", "mujoco", "numpy", "torch", "torch.optim"]
 EPISODE = "acer-a3c/episode"  # ours in an environment's info
 LEARNING_RATES = {"adam": 3e-4, "rmsprop": 7e-4}
 
@@ -257,11 +257,11 @@ def gaussian_policy_gradient(
         [T, d], g. No gradient attached.
     """
     mean = mean.detach()
-    weight = rho.clamp_max(rho_clip) * (q_opc - values)
-    g = weight[:, None] * (actions - mean) / std**2
+    weight = rho.clamp_max(rho_clip) * (q_opc - values) / std**2
+    g = weight[:, None] * (actions - mean)
     if bias_correction:
-        weight = (1 - rho_clip / rho_prime).clamp_min(0) * (q_prime - values)
-        g += weight[:, None] * (a_prime - mean) / std**2
+        weight = (1 - rho_clip / rho_prime).clamp_min(0) * (q_prime - values) / std**2
+        g += weight[:, None] * (a_prime - mean)
     return g.detach()
 
 
@@ -333,7 +333,7 @@ def acer_loss(
     values = values[:-1]
 
     noise = torch.randn(1 + args.dueling_samples, *phi.shape, generator=generator)
-    a_prime, u = (phi.detach() + std * noise).split([1, args.dueling_samples])
+    a_prime, u = torch.add(phi.detach(), noise, alpha=std).split([1, args.dueling_samples])
     taken = torch.cat([actions[None], a_prime])  # a_t and a'_t
     advantages = model.advantage(x, torch.cat([taken, u]))  # [2 + n, T]
     q_tilde, q_prime = stochastic_dueling(values, *advantages.split([2, args.dueling_samples]))
@@ -550,6 +550,8 @@ class ReplayBuffer:
     def save(self, path: Path, session: int) -> None:
         """Write all segments, and the number of the session that leaves them."""
         packed = [part for _, part in self.segments]
+        if not packed:  # torch makes no tensor of nothing
+            return
         sizes = torch.tensor([len(part) for part in packed])
         data = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
         with replacing(path) as file:
@@ -559,11 +561,16 @@ class ReplayBuffer:
         """Add a worker's share of a file's segments; end with one line if the file is damaged."""
         try:
             contents = load_tensors(path)
-            data, sizes = contents["data"].numpy().tobytes(), contents["sizes"].tolist()
-            ends = np.cumsum(sizes).tolist()
+            sizes, data = contents["sizes"].tolist(), contents["data"].numpy()
+            if data.dtype != np.uint8 or min(sizes) < 1 or sum(sizes) != len(data):
+                raise ValueError("parts that do not fit")
+            data, ends = data.tobytes(), np.cumsum(sizes).tolist()
             for size, end in list(zip(sizes, ends, strict=True))[rank::num_workers]:
                 packed = data[end - size : end]
-                self.add(len(unpack(packed, *self.sizes).actions), packed)
+                segment = unpack(packed, *self.sizes)
+                if not all(x.isfinite().all() for x in segment[:-1]):
+                    raise ValueError("a number that is none")
+                self.add(len(segment.rewards), packed)
         except Exception as error:  # zlib's, numpy's, torch's
             fail(f"the replay {path} is damaged ({type(error).__name__})")
 
@@ -595,13 +602,15 @@ class Shared:
             self.find_replay(Path(args.resume), checkpoint)
 
     def find_replay(self, run: Path, checkpoint: dict) -> None:
-        """Find and check the replay files that belong to the checkpoint."""
+        """Find and check the replay files that were left with the checkpoint."""
+        session, since = checkpoint.get("session"), checkpoint.get("replay_since")
         buffer = ReplayBuffer(1, *self.model.sizes)
         for path in sorted((run if run.is_dir() else run.parent).glob("replay-*.pt")):
-            if load_tensors(path).get("session") == checkpoint.get("session"):
+            left = load_tensors(path).get("session")
+            if type(left) is type(session) is type(since) is int and left == session:
                 buffer.load(path)
                 self.replay_files.append(path.absolute())
-                self.replay_since = int(checkpoint.get("replay_since", 0))
+                self.replay_since = since
         if not self.replay_files:
             print("the replay starts empty: the run was killed, or its replay files are gone")
 
@@ -696,7 +705,7 @@ def apply_gradients(
     if not norm.isfinite():
         bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
         where = ", ".join(bad) or "its norm"
-        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {float(loss):g}")
+        raise FloatingPointError(f"the gradient is not finite ({where}), the loss {loss.item():g}")
     if norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / norm)
     for gradient, weights in zip(gradients, shared.model.weights, strict=True):
@@ -1011,7 +1020,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def load_tensors(path: Path) -> dict:
     """Read a file of tensors and plain values; no code in it can run. Ends with one line if bad."""
-    try:  # mapped, so that nothing is unpacked into memory
+    try:
+        if bad := zipfile.ZipFile(path).testzip():  # torch looks at no checksum
+            raise ValueError(bad)
+        # Mapped, so that nothing is unpacked into memory.
         return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except FileNotFoundError:
         fail(f"there is no checkpoint at {path}")
@@ -1270,7 +1282,8 @@ def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
     """
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        context.set_forkserver_preload(PRELOADED)
+        heavy = {"ale_py", "cv2", "gymnasium.wrappers", "mujoco", "torch", "torch.optim.adam"}
+        context.set_forkserver_preload(sorted(heavy & set(sys.modules)))
     # glibc keeps what is freed for the next update, up to its most, 32 MB a piece, instead of
     # giving it back to the system: recurrent A3C had 60,000 page faults a second.
     os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
@@ -1453,7 +1466,8 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
             wanted = f"a number from {allowed[0]:,} to {allowed[1]:,}"
             good = type(value) in (int, kind) and allowed[0] <= value <= allowed[1]
         if not good and (value is not None or default is not None):
-            parser.error(f"{flag} {value!r} will not do: give {wanted}")
+            shown = " ".join(repr(value).split())
+            parser.error(f"{flag} {shown} will not do: give {wanted}")
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
