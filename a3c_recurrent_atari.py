@@ -38,6 +38,7 @@ import contextlib
 import copy
 import fcntl
 import importlib
+import io
 import json
 import math
 import multiprocessing
@@ -367,7 +368,7 @@ def apply_gradients(
     """
     loss.backward()
     gradients = [p.grad for p in model.weights]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if not norm.isfinite():
         bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
         where = ", ".join(bad) or "its norm"
@@ -591,15 +592,16 @@ def as_screens(env: gym.Env) -> gym.Env:
     shape = space.shape[:-1] if space.shape and space.shape[-1] in (1, 3) else space.shape
     if space.dtype != np.uint8 or len(shape or ()) != 2:
         raise ValueError(
-            f"{space} observations; the *_atari.py scripts see uint8 pictures of 0 to 255, [height, "
-            "width] or [height, width, 3]: a TransformObservation can take one out of a Dict, or "
+            f"{space} observations; the *_atari.py scripts see uint8 pictures, [height, width] or "
+            "[height, width, 3], of 0 to 255. TransformObservation can take one out of a Dict, and "
             "multiply floats of 0 to 1 (DtypeObservation alone would make nearly all of them 0)"
         )
-    top, shown = int(space.high.max()), gym.spaces.Box(0, 255, space.shape, np.uint8)
+    rgb, top = space.shape == (*shape, 3), int(space.high.max())
+    shown = gym.spaces.Box(0, 255, space.shape if rgb else shape, np.uint8)
     # One that draws on the same array at every step would change older frames: hence a copy.
-    copied = np.copy if top == 255 else lambda x: np.uint8(x * (255 / top))
-    env = gym.wrappers.TransformObservation(env, copied, shown)
-    if space.shape[-1] == 3 and len(space.shape) == 3:
+    copied = np.array if top == 255 else lambda x: np.uint8(x * (255 / top))
+    env = gym.wrappers.TransformObservation(env, lambda x: copied(x).reshape(shown.shape), shown)
+    if rgb:
         env = gym.wrappers.GrayscaleObservation(env)
     if shape != (SCREEN, SCREEN):
         env = gym.wrappers.ResizeObservation(env, (SCREEN, SCREEN))
@@ -608,11 +610,13 @@ def as_screens(env: gym.Env) -> gym.Env:
 
 def as_number(reward) -> float:
     """Read a reward: a finite number of whatever library, or an array of one."""
-    if np.size(reward) != 1:
-        raise ValueError(f"a reward of {np.size(reward)} numbers: a wrapper must make them one")
-    if not math.isfinite(number := float(np.asarray(reward).item())):
-        raise FloatingPointError(f"the environment's reward is not finite: {number}")
-    return number
+    if not isinstance(reward, float):
+        if np.size(reward) != 1:
+            raise ValueError(f"a reward of {np.size(reward)} numbers: a wrapper must make them one")
+        reward = float(np.asarray(reward).item())
+    if not math.isfinite(reward):
+        raise FloatingPointError(f"the environment's reward is not finite: {reward}")
+    return reward
 
 
 def make_env(
@@ -704,6 +708,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def save_tensors(path: Path, contents: dict) -> None:
+    """Write tensors and plain values, whole or not at all."""
+    buffer = io.BytesIO()  # torch turns the error of a full disk into another one
+    torch.save(contents, buffer)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def snapshot(value):
+    """Copy all tensors in dicts and lists: others write to those in shared memory meanwhile."""
+    if isinstance(value, dict):
+        return {name: snapshot(part) for name, part in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def load_tensors(path: Path) -> dict:
     """Read a file of tensors and plain values; no code in it can run. Ends with one line if bad."""
     try:
@@ -737,10 +756,12 @@ def restore(target: dict, saved: dict, source: str) -> None:
         if isinstance(value, dict):
             restore(value, kept, source)
         elif isinstance(value, Tensor):
-            if not isinstance(kept, Tensor) or (kept.shape, kept.dtype) != (
-                value.shape,
-                value.dtype,
-            ):
+            kinds = [
+                (x.shape, x.dtype, x.layout, x.device)
+                for x in (value, kept)
+                if hasattr(x, "layout")
+            ]
+            if len(kinds) < 2 or kinds[0] != kinds[1]:
                 fail(f"the checkpoint {source} lacks {name}, or does not fit this network in it")
             if not kept.isfinite().all():
                 fail(f"the checkpoint {source} is of no use: its {name} is not finite")
@@ -767,32 +788,40 @@ class RunLog:
         self.csv = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
         # From 0 on for a new run, or TensorBoard shows what a killed one played and lost.
         self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else 0)
+        # Its own thread dies of a full disk, with a traceback; the run and episodes.csv go on.
+        threading.excepthook = lambda died: print(f"{SCRIPT}: {died.exc_value}", file=sys.stderr)
 
     def seconds(self) -> float:
         """Return the run's wall-clock time, stops left out."""
         return time.monotonic() - self.began
 
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Give a number to TensorBoard, unless its writer has died."""
+        with contextlib.suppress(OSError):
+            self.writer.add_scalar(name, value, step)
+
     def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
         """Record a finished game."""
         self.recent.append((episode_return, length))
         self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:.8g},{length}\n")
-        self.writer.add_scalar("charts/episodic_return", episode_return, step)
-        self.writer.add_scalar("charts/episodic_length", length, step)
+        self.scalar("charts/episodic_return", episode_return, step)
+        self.scalar("charts/episodic_length", length, step)
 
     def statistics(self, step: int, rank: int, losses: dict, charts: dict) -> None:
         """Record a worker's means over its latest updates, and what is summed over the workers."""
         for name, value in losses.items():
-            self.writer.add_scalar(f"losses/{name}", value, step)
+            self.scalar(f"losses/{name}", value, step)
         for name, value in charts.items():
             self.charts.setdefault(name, {})[rank] = value
-            self.writer.add_scalar(f"charts/{name}", sum(self.charts[name].values()), step)
+            self.scalar(f"charts/{name}", sum(self.charts[name].values()), step)
 
     def progress(self, step: int) -> None:
         """Print a line, and log the speed since the one before."""
         (before, last_step), self.last = self.last, (time.monotonic(), step)
         speed = (step - last_step) / max(self.last[0] - before, 1e-6)
-        self.writer.add_scalar("charts/SPS", speed, step)
-        left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-3))
+        self.scalar("charts/SPS", speed, step)
+        seconds = max(0, self.total_timesteps - step) // max(speed, 1e-3)
+        left = timedelta(seconds=seconds) if speed else "unknown time"
         games = "no game over yet"
         if count := len(self.recent):
             mean_return, mean_length = np.mean(self.recent, axis=0)
@@ -806,8 +835,9 @@ class RunLog:
 
     def close(self) -> None:
         """Write out what is still held."""
-        self.writer.close()
-        self.csv.close()
+        with contextlib.suppress(OSError):
+            self.writer.close()
+            self.csv.close()
 
 
 def read_games(path: Path, last_step: int) -> list[list[str]]:
@@ -824,9 +854,10 @@ def read_games(path: Path, last_step: int) -> list[list[str]]:
 def picture(env: gym.Env) -> np.ndarray:
     """Draw what there is to see, in its own proportions and at most 320 pixels wide."""
     frame = env.render()
-    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (3, 4):
         raise ValueError(f"render() gives no uint8 RGB picture but {type(frame).__name__}")
     scale = min(1.0, 320 / frame.shape[1])
+    frame = np.ascontiguousarray(frame[..., :3])
     return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
@@ -902,7 +933,10 @@ def make_run_dir(args: Namespace) -> IO[str]:
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     name = re.sub(r"[^\w.-]", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{stamp}")
     run_dir = Path(args.resume or args.run_dir or f"runs/{name}").absolute()
-    run_dir = run_dir.parent if run_dir.name == "checkpoint.pt" else run_dir
+    if run_dir.is_file():
+        if run_dir.name != "checkpoint.pt":
+            fail(f"{run_dir} is no run: give a folder, or the checkpoint.pt in it")
+        run_dir = run_dir.parent
     args.run_dir = str(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if links := [path.name for path in run_dir.iterdir() if path.is_symlink()]:
@@ -1048,13 +1082,14 @@ def save_run(args: Namespace, shared: Shared, log: RunLog) -> None:
         FloatingPointError: the weights are not finite any more; the last checkpoint stays.
         OSError: it cannot be written; the last checkpoint stays.
     """
-    if not all(weights.isfinite().all() for weights in shared.model.weights):
-        raise FloatingPointError("the weights are not finite any more: try a lower --learning-rate")
     settings = {name: value for name, value in vars(args).items() if name != "run_dir"}
     counts = {"steps": shared.steps(), "seconds": log.seconds()}
-    with replacing(Path(args.run_dir) / "checkpoint.pt") as file:
-        torch.save({"script": SCRIPT, "args": settings, **counts, **shared.state()}, file)
-    log.writer.flush()
+    contents = {"script": SCRIPT, "args": settings, **counts, **snapshot(shared.state())}
+    if not all(weights.isfinite().all() for weights in contents["model"].values()):
+        raise FloatingPointError("the weights are not finite any more: try a lower --learning-rate")
+    save_tensors(Path(args.run_dir) / "checkpoint.pt", contents)
+    with contextlib.suppress(OSError):
+        log.writer.flush()
 
 
 def train(args: Namespace) -> Path:
@@ -1199,6 +1234,8 @@ def main(argv: list[str] | None = None) -> None:
             if not (args.capture_video or args.render):
                 return
         evaluate(args)
+    except KeyboardInterrupt:  # before there is anything to save
+        sys.exit(130)
     except BrokenPipeError:  # as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("nobody reads its output any more")

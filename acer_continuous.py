@@ -42,6 +42,7 @@ import contextlib
 import copy
 import fcntl
 import importlib
+import io
 import json
 import math
 import multiprocessing
@@ -292,7 +293,7 @@ class Segment(NamedTuple):
 
     observations: Tensor  # float64 [T + 1, D] as seen; float32 once normalised
     actions: Tensor  # float32 [T, d], as sampled; the environment clips them to [−1, 1]
-    rewards: Tensor  # float32 [T], scaled
+    rewards: Tensor  # float32 [T]; times reward_scale when they are learned from
     mu_mean: Tensor  # float32 [T, d], mean of the policy when acting
     terminated: bool  # whether the last step ended the episode: its bootstrap value is 0
 
@@ -333,9 +334,10 @@ def acer_loss(
     values = values[:-1]
 
     noise = torch.randn(1 + args.dueling_samples, *phi.shape, generator=generator)
-    a_prime, u = torch.add(phi.detach(), noise, alpha=std).split([1, args.dueling_samples])
-    taken = torch.cat([actions[None], a_prime])  # a_t and a'_t
-    advantages = model.advantage(x, torch.cat([taken, u]))  # [2 + n, T]
+    drawn = torch.add(phi.detach(), noise, alpha=std)  # a'_t and u_1 to u_n
+    candidates = torch.cat([actions[None], drawn])
+    taken, a_prime = candidates[:2], drawn[0]  # a_t and a'_t
+    advantages = model.advantage(x, candidates)  # [2 + n, T]
     q_tilde, q_prime = stochastic_dueling(values, *advantages.split([2, args.dueling_samples]))
 
     with torch.no_grad():
@@ -353,7 +355,7 @@ def acer_loss(
             rho,
             q_opc,
             values,
-            a_prime[0],
+            a_prime,
             rho_prime,
             q_prime,
             args.rho_clip,
@@ -364,9 +366,9 @@ def acer_loss(
         z = trust_region_step(g, k, args.trust_region_delta) if args.trust_region else g
         v_target = rho.clamp_max(1) * (q_ret - q_tilde) + values
 
-    policy_loss = -(z * phi).sum() / args.num_steps
-    q_loss = (q_ret - q_tilde).square().sum() / args.num_steps
-    value_loss = (v_target - values).square().sum() / args.num_steps
+    policy_loss = -(z * phi).sum(1)
+    q_loss, value_loss = (q_ret - q_tilde).square(), (v_target - values).square()
+    loss = (policy_loss + args.q_coef * q_loss + args.vf_coef * value_loss).sum() / args.num_steps
     statistics = {
         "policy_loss": policy_loss.detach(),
         "q_loss": q_loss.detach(),
@@ -378,7 +380,7 @@ def acer_loss(
         "target": q_ret,
         "prediction": q_tilde.detach(),
     }
-    return policy_loss + args.q_coef * q_loss + args.vf_coef * value_loss, statistics
+    return loss, statistics
 
 
 # Network ==========================================================================================
@@ -391,15 +393,26 @@ def initialise(layer: nn.Module, gain: float) -> nn.Module:
     return layer
 
 
-def mlp(inputs: int, outputs: int, activation: type[nn.Module], gain: float) -> nn.Sequential:
-    """Make a network of two hidden layers; `gain` is the last layer's."""
-    return nn.Sequential(
-        initialise(nn.Linear(inputs, HIDDEN), 1.0),
-        activation(),
-        initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
-        activation(),
-        initialise(nn.Linear(HIDDEN, outputs), gain),
-    )
+class Mlp(nn.Sequential):
+    """A network of two hidden layers; `gain` is the last layer's."""
+
+    def __init__(self, inputs: int, outputs: int, activation: type[nn.Module], gain: float):
+        super().__init__(
+            initialise(nn.Linear(inputs, HIDDEN), 1.0),
+            activation(),
+            initialise(nn.Linear(HIDDEN, HIDDEN), 1.0),
+            activation(),
+            initialise(nn.Linear(HIDDEN, outputs), gain),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., inputs] to [..., outputs]."""
+        if x.dim() > 1:
+            return super().forward(x)
+        for layer in self:  # acting: for one observation this takes half of nn.Linear's time
+            linear = isinstance(layer, nn.Linear)
+            x = torch.addmv(layer.bias, layer.weight, x) if linear else layer.forward(x)
+        return x
 
 
 def flatten(model: nn.Module) -> nn.Module:
@@ -425,9 +438,9 @@ class ActorCritic(nn.Module):
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
         self.sizes = obs_size, action_size
-        self.policy = mlp(obs_size, action_size, nn.ReLU, 0.01)  # [N, D] → [N, d]; starts near 0
-        self.value_net = mlp(obs_size, 1, nn.ReLU, 1.0)
-        self.advantage_net = mlp(obs_size + action_size, 1, nn.ReLU, 1.0)
+        self.policy = Mlp(obs_size, action_size, nn.ReLU, 0.01)  # [N, D] → [N, d]; starts near 0
+        self.value_net = Mlp(obs_size, 1, nn.ReLU, 1.0)
+        self.advantage_net = Mlp(obs_size + action_size, 1, nn.ReLU, 1.0)
 
     def value(self, observations: Tensor) -> Tensor:
         """Map [N, D] to V [N]."""
@@ -435,8 +448,14 @@ class ActorCritic(nn.Module):
 
     def advantage(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Map [T, D] and [..., T, d] to A [..., T]."""
-        observations = observations.expand(*actions.shape[:-1], -1)
-        return self.advantage_net(torch.cat([observations, actions], -1)).squeeze(-1)
+        # W [x, a] = W_x x + W_a a, and the first part is the same for all actions.
+        first, *others = self.advantage_net
+        of_x, of_a = first.weight.split(self.sizes, 1)
+        linear = nn.functional.linear
+        hidden = linear(observations, of_x, first.bias) + linear(actions, of_a)
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden.squeeze(-1)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Set all gradients to 0; they stay views of one vector."""
@@ -554,8 +573,7 @@ class ReplayBuffer:
             return
         sizes = torch.tensor([len(part) for part in packed])
         data = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
-        with replacing(path) as file:
-            torch.save({"session": session, "sizes": sizes, "data": data}, file)
+        save_tensors(path, {"session": session, "sizes": sizes, "data": data})
 
     def load(self, path: Path, rank: int = 0, num_workers: int = 1) -> None:
         """Add a worker's share of a file's segments; end with one line if the file is damaged."""
@@ -701,7 +719,7 @@ def apply_gradients(
     """
     loss.backward()
     gradients = [p.grad for p in model.weights]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if not norm.isfinite():
         bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
         where = ", ".join(bad) or "its norm"
@@ -751,13 +769,14 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
     updates, next_report = [], STATISTICS_EVERY
 
     def learn(segment: Segment) -> None:
-        segment = segment._replace(observations=actor.normalizer(segment.observations))
+        observations = actor.normalizer(segment.observations)
+        rewards = args.reward_scale * segment.rewards
+        segment = segment._replace(observations=observations, rewards=rewards)
         loss, statistics = acer_loss(model, shared.average_model, segment, args, generator)
         updates.append(statistics | apply_gradients(loss, model, shared, args.max_grad_norm))
         update_average(shared.average_model, shared.model, args.average_decay)
 
-    options = {"reward_scale": args.reward_scale, "env_kwargs": args.env_kwargs}
-    with make_env(args.env_id, env_seed % 2**31, **options) as env:
+    with make_env(args.env_id, env_seed % 2**31, env_kwargs=args.env_kwargs) as env:
         actor = Actor(args, env, shared, model, generator)
         while (step := shared.steps()) < args.total_timesteps and not shared.stop:  # 1, 7
             if args.anneal_lr:
@@ -900,8 +919,8 @@ class SharedRMSprop(torch.optim.Optimizer):
 # Environment and wrappers =========================================================================
 
 
-class BoxActions(gym.ActionWrapper):
-    """Take actions of [−1, 1] to the environment's own bounds, shape and type.
+class Control(gym.Wrapper):
+    """Take actions of [−1, 1] to the environment's own bounds, shape and type; check what it gives.
 
     In float64, whatever the type; whole numbers are rounded; what lies beyond is clipped, last, so
     that no rounding leaves the environment's bounds.
@@ -911,15 +930,24 @@ class BoxActions(gym.ActionWrapper):
         super().__init__(env)
         self.own = env.action_space
         self.low, self.high = (x.astype(np.float64).ravel() for x in (self.own.low, self.own.high))
+        self.middle, self.half = self.high / 2 + self.low / 2, self.high / 2 - self.low / 2
         self.action_space = gym.spaces.Box(-1, 1, self.low.shape, np.float32)
+        shape = env.observation_space.shape
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float64)
 
-    def action(self, action):
-        """Map one action."""
-        share = (action.astype(np.float64) + 1) / 2
-        action = self.low * (1 - share) + self.high * share
+    def reset(self, **kwargs):
+        """Start an episode."""
+        observation, info = self.env.reset(**kwargs)
+        return as_floats(observation), info
+
+    def step(self, action):
+        """Take a step."""
+        action = self.middle + self.half * np.minimum(np.maximum(action, -1), 1)
         action = np.rint(action) if self.own.dtype.kind in "iu" else action
-        action = np.maximum(np.minimum(action, self.high), self.low)
-        return action.astype(self.own.dtype).reshape(self.own.shape)
+        action = np.minimum(np.maximum(action, self.low), self.high)
+        action = action.astype(self.own.dtype).reshape(self.own.shape)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return as_floats(observation), as_number(reward), terminated, truncated, info
 
 
 def as_floats(observation) -> np.ndarray:
@@ -932,17 +960,18 @@ def as_floats(observation) -> np.ndarray:
 
 def as_number(reward) -> float:
     """Read a reward: a finite number of whatever library, or an array of one."""
-    if np.size(reward) != 1:
-        raise ValueError(f"a reward of {np.size(reward)} numbers: a wrapper must make them one")
-    if not math.isfinite(number := float(np.asarray(reward).item())):
-        raise FloatingPointError(f"the environment's reward is not finite: {number}")
-    return number
+    if not isinstance(reward, float):
+        if np.size(reward) != 1:
+            raise ValueError(f"a reward of {np.size(reward)} numbers: a wrapper must make them one")
+        reward = float(np.asarray(reward).item())
+    if not math.isfinite(reward):
+        raise FloatingPointError(f"the environment's reward is not finite: {reward}")
+    return reward
 
 
 def make_env(
     env_id: str,
     seed: int,
-    reward_scale: float = 1.0,
     render_mode: str | None = None,
     env_kwargs: str = "{}",
 ) -> gym.Env:
@@ -972,13 +1001,9 @@ def make_env(
         raise ValueError(f"{observations} observations, which cannot be flattened to numbers")
     if observations.dtype == np.uint8 and len(observations.shape) > 1:
         raise ValueError(f"pictures, {observations}: the *_continuous.py scripts see numbers")
-    env = gym.wrappers.FlattenObservation(env)
-    space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float64)
-    env = gym.wrappers.TransformObservation(env, as_floats, space)
-    env = gym.wrappers.TransformReward(env, as_number)
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key=EPISODE)  # rewards as they are
-    env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * reward)
-    env = BoxActions(env)
+    if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    env = gym.wrappers.RecordEpisodeStatistics(Control(env), stats_key=EPISODE)
     env.reset(seed=seed)
     return env
 
@@ -1018,6 +1043,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def save_tensors(path: Path, contents: dict) -> None:
+    """Write tensors and plain values, whole or not at all."""
+    buffer = io.BytesIO()  # torch turns the error of a full disk into another one
+    torch.save(contents, buffer)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def snapshot(value):
+    """Copy all tensors in dicts and lists: others write to those in shared memory meanwhile."""
+    if isinstance(value, dict):
+        return {name: snapshot(part) for name, part in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def load_tensors(path: Path) -> dict:
     """Read a file of tensors and plain values; no code in it can run. Ends with one line if bad."""
     try:
@@ -1051,10 +1091,12 @@ def restore(target: dict, saved: dict, source: str) -> None:
         if isinstance(value, dict):
             restore(value, kept, source)
         elif isinstance(value, Tensor):
-            if not isinstance(kept, Tensor) or (kept.shape, kept.dtype) != (
-                value.shape,
-                value.dtype,
-            ):
+            kinds = [
+                (x.shape, x.dtype, x.layout, x.device)
+                for x in (value, kept)
+                if hasattr(x, "layout")
+            ]
+            if len(kinds) < 2 or kinds[0] != kinds[1]:
                 fail(f"the checkpoint {source} lacks {name}, or does not fit this network in it")
             if not kept.isfinite().all():
                 fail(f"the checkpoint {source} is of no use: its {name} is not finite")
@@ -1081,32 +1123,40 @@ class RunLog:
         self.csv = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
         # From 0 on for a new run, or TensorBoard shows what a killed one played and lost.
         self.writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else 0)
+        # Its own thread dies of a full disk, with a traceback; the run and episodes.csv go on.
+        threading.excepthook = lambda died: print(f"{SCRIPT}: {died.exc_value}", file=sys.stderr)
 
     def seconds(self) -> float:
         """Return the run's wall-clock time, stops left out."""
         return time.monotonic() - self.began
 
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Give a number to TensorBoard, unless its writer has died."""
+        with contextlib.suppress(OSError):
+            self.writer.add_scalar(name, value, step)
+
     def episode(self, step: int, rank: int, episode_return: float, length: int) -> None:
         """Record a finished game."""
         self.recent.append((episode_return, length))
         self.csv.write(f"{step},{self.seconds():.1f},{rank},{episode_return:.8g},{length}\n")
-        self.writer.add_scalar("charts/episodic_return", episode_return, step)
-        self.writer.add_scalar("charts/episodic_length", length, step)
+        self.scalar("charts/episodic_return", episode_return, step)
+        self.scalar("charts/episodic_length", length, step)
 
     def statistics(self, step: int, rank: int, losses: dict, charts: dict) -> None:
         """Record a worker's means over its latest updates, and what is summed over the workers."""
         for name, value in losses.items():
-            self.writer.add_scalar(f"losses/{name}", value, step)
+            self.scalar(f"losses/{name}", value, step)
         for name, value in charts.items():
             self.charts.setdefault(name, {})[rank] = value
-            self.writer.add_scalar(f"charts/{name}", sum(self.charts[name].values()), step)
+            self.scalar(f"charts/{name}", sum(self.charts[name].values()), step)
 
     def progress(self, step: int) -> None:
         """Print a line, and log the speed since the one before."""
         (before, last_step), self.last = self.last, (time.monotonic(), step)
         speed = (step - last_step) / max(self.last[0] - before, 1e-6)
-        self.writer.add_scalar("charts/SPS", speed, step)
-        left = timedelta(seconds=max(0, self.total_timesteps - step) // max(speed, 1e-3))
+        self.scalar("charts/SPS", speed, step)
+        seconds = max(0, self.total_timesteps - step) // max(speed, 1e-3)
+        left = timedelta(seconds=seconds) if speed else "unknown time"
         games = "no game over yet"
         if count := len(self.recent):
             mean_return, mean_length = np.mean(self.recent, axis=0)
@@ -1120,8 +1170,9 @@ class RunLog:
 
     def close(self) -> None:
         """Write out what is still held."""
-        self.writer.close()
-        self.csv.close()
+        with contextlib.suppress(OSError):
+            self.writer.close()
+            self.csv.close()
 
 
 def read_games(path: Path, last_step: int) -> list[list[str]]:
@@ -1138,9 +1189,10 @@ def read_games(path: Path, last_step: int) -> list[list[str]]:
 def picture(env: gym.Env) -> np.ndarray:
     """Draw what there is to see, in its own proportions and at most 320 pixels wide."""
     frame = env.render()
-    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (3, 4):
         raise ValueError(f"render() gives no uint8 RGB picture but {type(frame).__name__}")
     scale = min(1.0, 320 / frame.shape[1])
+    frame = np.ascontiguousarray(frame[..., :3])
     return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
@@ -1216,7 +1268,10 @@ def make_run_dir(args: Namespace) -> IO[str]:
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     name = re.sub(r"[^\w.-]", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{stamp}")
     run_dir = Path(args.resume or args.run_dir or f"runs/{name}").absolute()
-    run_dir = run_dir.parent if run_dir.name == "checkpoint.pt" else run_dir
+    if run_dir.is_file():
+        if run_dir.name != "checkpoint.pt":
+            fail(f"{run_dir} is no run: give a folder, or the checkpoint.pt in it")
+        run_dir = run_dir.parent
     args.run_dir = str(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if links := [path.name for path in run_dir.iterdir() if path.is_symlink()]:
@@ -1362,13 +1417,14 @@ def save_run(args: Namespace, shared: Shared, log: RunLog) -> None:
         FloatingPointError: the weights are not finite any more; the last checkpoint stays.
         OSError: it cannot be written; the last checkpoint stays.
     """
-    if not all(weights.isfinite().all() for weights in shared.model.weights):
-        raise FloatingPointError("the weights are not finite any more: try a lower --learning-rate")
     settings = {name: value for name, value in vars(args).items() if name != "run_dir"}
     counts = {"steps": shared.steps(), "seconds": log.seconds()}
-    with replacing(Path(args.run_dir) / "checkpoint.pt") as file:
-        torch.save({"script": SCRIPT, "args": settings, **counts, **shared.state()}, file)
-    log.writer.flush()
+    contents = {"script": SCRIPT, "args": settings, **counts, **snapshot(shared.state())}
+    if not all(weights.isfinite().all() for weights in contents["model"].values()):
+        raise FloatingPointError("the weights are not finite any more: try a lower --learning-rate")
+    save_tensors(Path(args.run_dir) / "checkpoint.pt", contents)
+    with contextlib.suppress(OSError):
+        log.writer.flush()
 
 
 def train(args: Namespace) -> Path:
@@ -1513,6 +1569,8 @@ def main(argv: list[str] | None = None) -> None:
             if not (args.capture_video or args.render):
                 return
         evaluate(args)
+    except KeyboardInterrupt:  # before there is anything to save
+        sys.exit(130)
     except BrokenPipeError:  # as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("nobody reads its output any more")
