@@ -26,9 +26,17 @@ class Box(gym.Env):
 
 
 class Grid(Box):
-    """Observations that are not flat."""
+    """Observations that are not flat, of which one number counts the time."""
 
-    observation_space = gym.spaces.Box(0, 1, (4, 4), np.float64)
+    observation_space = gym.spaces.Box(0, 1, (2, 2), np.float64)
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        return observation.reshape(2, 2), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return observation.reshape(2, 2), *rest
 
 
 class Unbounded(Box):
@@ -37,10 +45,28 @@ class Unbounded(Box):
     action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
-class Matrix(Box):
-    """Actions that are not flat."""
+class Matrix(gym.Env):
+    """Actions that are not flat, and whole numbers; keeps what it received."""
 
-    action_space = gym.spaces.Box(-1, 1, (2, 2), np.float32)
+    action_space = gym.spaces.Box(-3, np.array([[5, 100], [5, -3]]), (2, 2), np.int64)
+    observation_space = gym.spaces.Dict(
+        {"place": gym.spaces.Discrete(3), "speed": gym.spaces.Box(-9, 9, (2,), np.float32)}
+    )
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode, self.received = render_mode, []
+
+    def observation(self) -> dict:
+        return {"place": len(self.received) % 3, "speed": np.ones(2, np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.received = []
+        return self.observation(), {}
+
+    def step(self, action):
+        self.received.append(action)
+        return self.observation(), 1.0, False, len(self.received) == 9, {}
 
 
 gym.register("Asymmetric-v0", Box)

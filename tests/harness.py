@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -22,6 +21,8 @@ TINY = {
 }
 SCRIPTS = list(TINY)
 ACER = [name for name in SCRIPTS if name.startswith("acer")]
+ATARI = [name for name in SCRIPTS if name.endswith("atari")]
+CONTINUOUS = [name for name in SCRIPTS if name.endswith("continuous")]
 
 
 def module(name: str):
@@ -34,9 +35,9 @@ def is_continuous(name: str) -> bool:
     return name.endswith("continuous")
 
 
-def toy(name: str, environment: str = "DelayedCue") -> str:
-    """Return the id of a toy environment in the form that a script takes."""
-    return f"toys:{environment}{'Box' if is_continuous(name) else ''}-v0"
+def toy(name: str, environment: str = "DelayedCue", family: str = "toys") -> str:
+    """Return the id of a small environment in the form that a script takes."""
+    return f"{family}:{environment}{'Box' if is_continuous(name) else ''}-v0"
 
 
 def sizes(name: str) -> tuple[int, ...]:
@@ -49,48 +50,64 @@ def tiny(name: str, run_dir: Path, flags: str = "") -> list[str]:
     return [*TINY[name].split(), "--run-dir", str(run_dir), *flags.split()]
 
 
+def settings(name: str, flags: str = "") -> Namespace:
+    """Return the settings of one worker's small run; later flags win."""
+    return module(name).parse_args(f"{TINY[name]} --num-workers 1 {flags}".split())
+
+
+def make_shared(name: str, args: Namespace, checkpoint: dict | None = None):
+    """Make what a run's processes share, for the environment that its settings name."""
+    with module(name).make_env(args.env_id, 0, env_kwargs=args.env_kwargs) as env:
+        return module(name).Shared(args, env, checkpoint)
+
+
+def weights_file(name: str, args: Namespace, shared) -> dict:
+    """Return what evaluation needs of a checkpoint, and no more."""
+    acting = {part: x for part, x in shared.state().items() if part in ("model", "observed")}
+    return {"script": module(name).SCRIPT, "args": vars(args), **acting}
+
+
 def untrained(name: str, env_id: str | None = None) -> dict:
     """Return what evaluation needs of a checkpoint, of an untrained network for the toys."""
-    script = module(name)
-    args = script.parse_args(["--env-id", env_id or toy(name)])
-    shared = script.make_shared(args, *sizes(name), None)
-    contents = {"script": script.SCRIPT, "args": vars(args), "model": shared.model.state_dict()}
-    if is_continuous(name):
-        contents["observed"] = shared.observed.sums.sum(0)
-    return contents
+    args = module(name).parse_args(["--env-id", env_id or toy(name)])
+    return weights_file(name, args, make_shared(name, args))
 
 
-def assert_average_follows(average_model, before, after, decay: float) -> None:
-    """Check θ_a = α θ + (1 − α) θ' after one update from θ to θ', where θ_a began as θ."""
-    networks = (network.parameters() for network in (average_model, before, after))
-    for average, old, new in zip(*networks, strict=True):
-        assert not torch.equal(old, new)
-        torch.testing.assert_close(average, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-8)
-        assert old.grad is None
-        assert new.grad is None
-
-
-def descendants(pid: int) -> list[int]:
-    """List the processes that descend from one, as Linux knows them."""
-    parents = {}
+def children(pid: int) -> list[int]:
+    """List a process's children, as Linux knows them."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
-            parents[int(path.parent.name)] = int(fields[1])
+            if int(fields[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """List the processes that descend from one."""
     found = [pid]
     for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
+        found += children(parent)
     return found[1:]
 
 
+def command(pid: int) -> str:
+    """Return a process's command line; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def forkservers_of(pid: int) -> list[int]:
+    """List the processes whose copies a run's workers are: on Linux one, once it has started."""
+    return [child for child in children(pid) if "multiprocessing.forkserver" in command(child)]
+
+
 def workers_of(pid: int) -> list[int]:
-    """List a run's worker processes."""
-    workers = []
-    for child in descendants(pid):
-        with contextlib.suppress(OSError):
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                workers.append(child)
-    return sorted(workers)
+    """List a run's worker processes: children of its fork server, with its command line."""
+    return sorted(worker for server in forkservers_of(pid) for worker in children(server))
 
 
 def alive(pid: int) -> bool:

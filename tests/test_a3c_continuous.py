@@ -9,7 +9,16 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 import a3c_continuous as script
-from a3c_continuous import ActorCritic, Segment, a3c_loss
+from a3c_continuous import ActorCritic, Segment, a3c_loss, gaussian_log_density
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_the_log_density_is_joint_over_the_dimensions(size):
+    mean, std, actions = torch.randn(4, size), torch.rand(4, size) + 0.1, torch.randn(4, size)
+    wanted = Independent(Normal(mean, std), 1).log_prob(actions)
+    torch.testing.assert_close(gaussian_log_density(actions, mean, std), wanted)
+    wanted = Independent(Normal(mean, torch.full_like(mean, 0.3)), 1).log_prob(actions)
+    torch.testing.assert_close(gaussian_log_density(actions, mean, 0.3), wanted)
 
 
 class Linear(nn.Module):
@@ -41,12 +50,16 @@ def test_the_loss_has_the_gradient_of_the_papers_equations(size, length, termina
     loss, statistics = a3c_loss(model, Segment(x, actions, rewards, terminated), args)
     loss.backward()
     wanted = [torch.zeros_like(p) for p in model.parameters()]
+    pi = Independent(Normal(*model.policy(x[:-1])), 1)
+    torch.testing.assert_close(statistics["entropy"], pi.entropy().detach())
+    torch.testing.assert_close(statistics["prediction"], model.value(x[:-1]).detach())
+    torch.testing.assert_close(statistics["policy_std"], pi.stddev.detach())
     for t in range(length):
         r = sum(args.gamma ** (s - t) * float(rewards[s]) for s in range(t, length))
         r += (
             0 if terminated else args.gamma ** (length - t) * float(model.value(x[length]).detach())
         )
-        assert float(statistics["returns"][t]) == pytest.approx(r)
+        assert float(statistics["target"][t]) == pytest.approx(r)
         policy, v = Independent(Normal(*model.policy(x[t])), 1), model.value(x[t])
         one = -policy.log_prob(actions[t]) * (r - float(v.detach())) + args.vf_coef * (r - v) ** 2
         one = one - ent_coef * policy.entropy()

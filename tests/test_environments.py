@@ -10,7 +10,7 @@ import torch
 
 import a3c_recurrent_atari
 import acer_atari
-from acer_atari import AtariGame, make_env
+from acer_atari import EPISODE, LIFE_LOST, AtariGame, make_env
 
 
 class ScriptedGame(gym.Env):
@@ -64,7 +64,7 @@ def play(env, actions):
     return (
         [step[1] for step in steps],
         [(step[2], step[3]) for step in steps],
-        [step[4]["life_lost"] for step in steps],
+        [step[4][LIFE_LOST] for step in steps],
         [int(step[0].flat[0]) for step in steps],
     )
 
@@ -93,7 +93,7 @@ def test_a_game_that_ends_while_fire_is_pressed_is_over():
     env = AtariGame(game)
     env.reset()
     _, _, terminated, truncated, info = env.step(2)
-    assert (terminated, truncated, info["life_lost"]) == (True, False, True)
+    assert (terminated, truncated, info[LIFE_LOST]) == (True, False, True)
 
 
 def test_a_game_that_ends_during_the_fire_of_its_reset_is_reset_again():
@@ -101,7 +101,7 @@ def test_a_game_that_ends_during_the_fire_of_its_reset_is_reset_again():
     env = AtariGame(game)
     env.reset()
     assert game.resets == 2
-    assert env.step(0)[4]["life_lost"] is False
+    assert env.step(0)[4][LIFE_LOST] is False
 
 
 def test_a_game_without_fire_is_left_alone():
@@ -118,7 +118,7 @@ def test_more_lives_are_no_lost_life():
         ScriptedGame([(0, 3, False, False), (0, 4, False, False), (0, 3, False, False)])
     )
     env.reset()
-    assert env.step(2)[4]["life_lost"] is False
+    assert env.step(2)[4][LIFE_LOST] is False
 
 
 @pytest.mark.parametrize("end", [(True, False), (False, True)])
@@ -195,7 +195,7 @@ def test_breakout_does_not_stand_still_after_a_lost_life():
     lost, steps, episode = 0, 0, None
     while episode is None:
         _, _, _, _, info = env.step(0)
-        lost, steps, episode = lost + info["life_lost"], steps + 1, info.get("episode")
+        lost, steps, episode = lost + info[LIFE_LOST], steps + 1, info.get(EPISODE)
         assert steps < 1_000
     assert lost == 5
     assert episode["l"] == steps + 5, "FIRE after the reset and after four lost lives are steps too"
@@ -208,7 +208,7 @@ def test_returns_are_of_whole_games_and_unclipped_while_the_learner_sees_signs()
     while episode is None:
         _, reward, _, _, info = env.step(int(rng.integers(env.action_space.n)))
         seen.append(float(reward))
-        lost, episode = lost + info["life_lost"], info.get("episode")
+        lost, episode = lost + info[LIFE_LOST], info.get(EPISODE)
     assert lost == 3
     assert set(seen) == {0.0, 1.0}
     assert episode["r"] > 5 * sum(seen) > 0, "an alien is worth 5 to 30"
@@ -218,11 +218,9 @@ def test_returns_are_of_whole_games_and_unclipped_while_the_learner_sees_signs()
 @pytest.mark.parametrize(("env_id", "terminated"), [("Counting", False), ("DelayedCue", True)])
 def test_a_time_limit_bootstraps_and_an_end_does_not(script, env_id, terminated):
     """Counting runs out of time after ten steps, DelayedCue ends after seven."""
-    env = script.make_env(f"toys:{env_id}-v0", 0)
-    model, generator = script.ActorCritic(2), torch.Generator().manual_seed(0)
-    state = [model.initial_state()] if script is a3c_recurrent_atari else []
-    observation, _ = env.reset()
-    segment, *_, episode = script.collect_segment(env, model, observation, *state, 20, generator)
+    env, generator = script.make_env(f"toys:{env_id}-v0", 0), torch.Generator().manual_seed(0)
+    actor = script.Actor(None, env, None, script.ActorCritic(2), generator)
+    segment, episode = actor.act(20, torch.zeros(1, dtype=torch.bool))
     assert segment.terminated is terminated
     assert segment.rewards.sum() == episode["r"]  # the last one, too
     assert len(segment.rewards) == episode["l"] == (7 if terminated else 10)
@@ -235,7 +233,7 @@ def test_rewards_are_as_they_are_without_clipping():
     env.reset()
     while episode is None:
         _, reward, _, _, info = env.step(int(rng.integers(env.action_space.n)))
-        total, episode = total + float(reward), info.get("episode")
+        total, episode = total + float(reward), info.get(EPISODE)
     # The rewards of FIRE at the reset belong to the return, and there are none that early.
     assert total == episode["r"] > 0
 
@@ -268,10 +266,71 @@ def test_the_seed_decides_which_actions_stick():
 
 
 def test_an_environment_of_the_users_own_needs_no_emulator():
+    """It keeps its names in an info to itself; ours are not of Gymnasium's making."""
     env = make_env("toys:DelayedCue-v0", seed=0)
     observation, _ = env.reset()
     assert observation.shape == (4, 84, 84)
     assert not any(isinstance(layer, AtariGame) for layer in layers(env))
+    *_, info = env.step(0)
+    assert info["episode"] is True
+    assert not {EPISODE, LIFE_LOST} & set(info)
+
+
+@pytest.mark.parametrize("script", [acer_atari, a3c_recurrent_atari])
+def test_actions_that_are_counted_from_1_are_taken(script):
+    env = script.make_env("toys:FromOne-v0", seed=0)
+    assert env.action_space == gym.spaces.Discrete(2)
+    for action in (0, 1):
+        env.reset()
+        env.step(action)
+        assert env.unwrapped.right == (action == env.unwrapped.cue)
+
+
+class Painting(gym.Env):
+    """Show a picture of its own making."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, picture: np.ndarray, high: int = 255):
+        self.picture = picture
+        self.observation_space = gym.spaces.Box(0, high, picture.shape, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.picture, {}
+
+
+def half(shape: tuple[int, ...], bright: int) -> np.ndarray:
+    """Draw a picture whose right half is bright."""
+    picture = np.zeros(shape, np.uint8)
+    picture[:, shape[1] // 2 :] = bright
+    return picture
+
+
+@pytest.mark.parametrize("script", [acer_atari, a3c_recurrent_atari])
+@pytest.mark.parametrize(
+    ("shape", "bright", "high"),
+    [
+        ((84, 84), 200, 255),
+        ((84, 84, 1), 200, 255),
+        ((84, 84, 3), 200, 255),
+        ((210, 160, 3), 200, 255),
+        ((10, 12), 200, 255),
+        ((20, 20, 3), 1, 1),  # 0 and 1: the same as black and white
+    ],
+)
+def test_pictures_of_any_size_become_grey_ones_of_84_by_84(
+    script, shape, bright, high, monkeypatch
+):
+    painting = half(shape, bright)
+    monkeypatch.setitem(
+        gym.registry, "Painted-v0", gym.envs.registration.EnvSpec("Painted-v0", Painting)
+    )
+    gym.spec("Painted-v0").kwargs.update(picture=painting, high=high)
+    observation, _ = script.make_env("Painted-v0", seed=0).reset()
+    assert (observation.shape, observation.dtype) == ((4, 84, 84), np.uint8)
+    assert (observation[:, :, :36] == 0).all()
+    assert (abs(observation[:, :, 48:].astype(int) - bright * (255 // high)) <= 1).all()
 
 
 def layers(env):
@@ -283,9 +342,9 @@ def layers(env):
 @pytest.mark.parametrize(
     ("env_id", "error", "words"),
     [
-        ("Pendulum-v1", ValueError, "discrete"),
+        ("Pendulum-v1", ValueError, "Discrete"),
         ("CartPole-v1", ValueError, "uint8"),
-        ("toys:WrongScreen-v0", ValueError, r"\(84, 84\)"),
+        ("toys:WrongScreen-v0", ValueError, r"\[height, width, 3\]"),
         ("PangNoFrameskip-v4", gym.error.NameNotFound, "Pong"),
         ("no_such_module:Id-v0", ImportError, "no_such_module"),
     ],

@@ -1,97 +1,123 @@
-"""What a worker asks of the system: memory that stays, long time slices. All scripts alike."""
+"""What a worker's process is like: memory that stays, one thread, and no harm to what it starts."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from harness import SCRIPTS, module, tiny, toy
+from harness import ROOT, SCRIPTS, TINY, module, toy
 
-ROOT = Path(__file__).parents[1]
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="asked of Linux only")
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asked of glibc only")
-RELEASE = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-ATTRIBUTES = {"x86_64": 315, "aarch64": 275}.get(platform.machine())  # of sched_getattr
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="read from Linux's /proc")
+STOPPING = sum(1 << (signum - 1) for signum in (1, 2, 15))  # SIGHUP, SIGINT, SIGTERM as bits
 
 
-def run(code: str, **variables) -> list[str]:
-    """Run Python code in a new process; return the words it prints."""
-    environment = os.environ | variables
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split()
+@pytest.fixture(scope="module", params=SCRIPTS)
+def inside(request, tmp_path_factory) -> dict:
+    """What a real worker finds out about its process."""
+    script, folder = module(request.param), tmp_path_factory.mktemp("inside")
+    path = folder / "inspected.json"
+    flags = f"--run-dir {folder / 'run'} --num-workers 1 --total-timesteps 150"
+    argv = [*TINY[request.param].split(), *flags.split()]
+    argv += ["--env-id", toy(request.param, "Inspector", "trouble")]
+    script.train(script.parse_args([*argv, "--env-kwargs", json.dumps({"path": str(path)})]))
+    return json.loads(path.read_text())
 
 
-PAGE_FAULTS = """
-import resource, sys, acer_atari, torch
-if "{call}":
-    acer_atari.keep_freed_memory()
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(2**20)
-before = faults()
-for _ in range(50):
-    torch.ones(2**20)
-print(faults() - before)
+@GLIBC
+def test_freed_memory_is_used_again_without_asking_the_system(inside):
+    """Ten times 32 MB are 81,920 pages; the heap may still grow by a piece or two."""
+    assert inside["faults"] < 8_000
+
+
+GIVES_BACK = """
+import trouble
+trouble.page_faults(3)
+print(trouble.page_faults(10))
 """
 
 
 @GLIBC
-def test_freed_memory_is_used_again_without_asking_the_system():
-    """4 MB are 1,024 pages; glibc is told to give back what is freed, as it may do by itself."""
-    gives_back = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    without, kept = (int(run(PAGE_FAULTS.format(call=c), **gives_back)[0]) for c in ("", "call"))
-    assert without >= 50 * 1024 * 0.9
-    assert kept < 100
+def test_by_itself_glibc_gives_it_back():
+    """Or the test above would show nothing."""
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("MALLOC")}
+    command = [sys.executable, "-c", GIVES_BACK]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert int(done.stdout) > 60_000, done.stderr
 
 
-SLICES = """
-import ctypes, os, struct, acer_atari
-nice = os.nice(5)
-if {policy}:
-    os.sched_setscheduler(0, {policy}, os.sched_param(0))
-acer_atari.take_longer_slices()
-attributes = ctypes.create_string_buffer(48)
-ctypes.CDLL(None).syscall({number}, 0, attributes, 48, 0)
-print(os.nice(0) - nice, os.sched_getscheduler(0), struct.unpack("IIQiIQQQ", attributes)[5])
-"""
+def test_a_worker_has_one_thread_and_no_denormal_numbers(inside):
+    assert inside["threads"] == [1, 1]
+    assert inside["denormal"] == 0
+
+
+def test_a_worker_does_not_load_the_compiler_that_torchs_own_optimizers_load(inside):
+    assert not inside["compiler"]
 
 
 @LINUX
-@pytest.mark.skipif(RELEASE < (6, 12) or not ATTRIBUTES, reason="the kernel sets no time slices")
-def test_time_slices_are_longer_and_niceness_is_left_alone():
-    assert run(SLICES.format(policy=0, number=ATTRIBUTES)) == ["0", "0", "100000000"]
-
-
-@LINUX
-@pytest.mark.skipif(not ATTRIBUTES, reason="a processor whose system calls are not known")
-def test_a_scheduler_that_the_user_chose_is_left_alone():
-    batch = os.SCHED_BATCH if sys.platform == "linux" else 0
-    change, policy, time_slice = run(SLICES.format(policy=batch, number=ATTRIBUTES))
-    assert (change, policy) == ("0", str(batch))
-    assert time_slice != "100000000"
-
-
-WORKER = """
-import acer_atari, cv2, torch
-def worker(rank, args, shared, connection):
-    print(torch.get_num_threads(), cv2.getNumThreads(), float(torch.tensor([1e-38]).mul(1e-3)))
-acer_atari.worker = worker
-acer_atari.run_worker(0, acer_atari.parse_args([]), None, None)
-"""
-
-
-def test_a_worker_has_one_thread_and_no_denormal_numbers():
-    assert run(WORKER, OMP_NUM_THREADS="2") == ["1", "1", "0.0"]
+def test_what_an_environment_starts_hears_all_signals(inside):
+    """A game's own server must end with Ctrl-C; a daemonic worker could not start one."""
+    assert not inside["daemon"]
+    assert inside["handlers"] == [True, True, True]
+    assert inside["masks"]["SigBlk"] == 0
+    assert inside["masks"]["SigIgn"] & STOPPING == 0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_worker_does_not_load_the_compiler_that_torchs_own_optimizers_load(name, tmp_path):
-    script = module(name)
-    flags = f"--env-id {toy(name, 'Light')} --num-workers 1 --total-timesteps 150"
-    script.train(script.parse_args(tiny(name, tmp_path / "run", flags)))
+@pytest.mark.parametrize(
+    ("quota", "processors"),
+    [("max 100000", 64), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 64)],
+)
+def test_a_containers_quota_counts_as_processors(name, quota, processors, monkeypatch):
+    """Docker's --cpus leaves all processors visible, and eight workers would share one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda path: f"{quota}\n")
+    assert module(name).usable_processors() == processors
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_without_control_groups_the_affinity_counts(name, monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8}, raising=False)
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert module(name).usable_processors() == 3
+
+
+def test_a_thread_beside_the_main_one_can_train(tmp_path):
+    """As in a notebook's server or a job of a larger program."""
+    script, caught = module("a3c_continuous"), []
+    argv = [*TINY["a3c_continuous"].split(), "--run-dir", str(tmp_path / "run")]
+    args = script.parse_args([*argv, "--num-workers", "1", "--total-timesteps", "60"])
+
+    def train() -> None:
+        try:
+            script.train(args)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert caught == []
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "how", [["-OO"], ["-m", "cProfile", "-o", "profile"]], ids=["without docstrings", "profiled"]
+)
+def test_python_itself_may_be_told_to_do_more_or_less(how, tmp_path):
+    """Without docstrings there is no text for the help; a profiler is `__main__` in our place."""
+    flags = "--run-dir run --num-workers 1 --total-timesteps 60"
+    script = str(ROOT / "a3c_continuous.py")
+    command = [sys.executable, *how, script, *TINY["a3c_continuous"].split(), *flags.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "finished" in done.stdout

@@ -4,10 +4,12 @@ import copy
 import csv
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from harness import make_shared, untrained
 from torch import nn
 
 import a3c_recurrent_atari as script
@@ -74,7 +76,8 @@ def test_the_loss_has_the_gradient_of_the_papers_equations(terminated, length, e
         wanted[:, -1] += x[t] * 0.7 * 2 * -advantage / 20
         entropies.append(entropy)
     np.testing.assert_allclose(model.weight.grad.numpy(), wanted, rtol=1e-9, atol=1e-12)
-    assert float(statistics["entropy"]) == pytest.approx(np.mean(entropies))
+    np.testing.assert_allclose(statistics["entropy"].numpy(), entropies)
+    np.testing.assert_allclose(statistics["prediction"].numpy(), x[:-1] @ weight[:, -1])
 
 
 def random_segment(length: int, seed: int = 0):
@@ -207,75 +210,59 @@ def test_the_weights_gradient_is_that_of_the_whole_segment(model):
     assert slope == pytest.approx((above - below) / (2 * step), rel=5e-3)
 
 
-def test_the_state_before_a_segment_is_a_constant(model):
-    env = script.make_env("memory:Remember-v0", 0)
-    observation, _ = env.reset()
-    generator = torch.Generator().manual_seed(0)
-    net = ActorCritic(2)
-    segment, state, _ = script.collect_segment(
-        env, net, observation, net.initial_state(), 5, generator
-    )
-    following, _, _ = script.collect_segment(
-        env, net, segment.observations[-1].contiguous().numpy(), state, 5, generator
-    )
-    assert not any(tensor.requires_grad for tensor in following.state)
-    torch.testing.assert_close(following.state, state)
-    with torch.no_grad():  # carried over from the steps of the segment before
+def test_the_state_before_a_segment_is_a_constant():
+    """Carried over from the steps of the segment before."""
+    env, net = script.make_env("memory:Remember-v0", 0), ActorCritic(2)
+    generator, stop = torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.bool)
+    actor = script.Actor(None, env, None, net, generator)
+    segment, following = (actor.act(5, stop)[0] for _ in range(2))
+    assert not any(tensor.requires_grad or tensor.is_inference() for tensor in following.state)
+    with torch.no_grad():
         _, _, wanted = net(segment.observations[:-1], segment.state)
     torch.testing.assert_close(following.state, wanted, rtol=1e-4, atol=1e-5)
-
-
-class Reports:
-    """A connection that forgets what it is told."""
-
-    def send(self, message):
-        pass
+    assert following.state[0].any()
 
 
 def test_the_state_is_reset_at_a_new_game_and_only_there_in_training(monkeypatch):
-    args = script.parse_args(
-        ["--env-id", "toys:Lives-v0", "--num-workers", "1", "--num-steps", "6"]
-    )
-    args.total_timesteps = 60
-    shared = script.make_shared(args, 2, None)
-    collect, seen = script.collect_segment, []
+    flags = "--env-id toys:Lives-v0 --num-workers 1 --num-steps 6 --total-timesteps 60"
+    args = script.parse_args(flags.split())
+    act, seen = script.Actor.act, []
 
-    def record(env, model, observation, state, *rest):
-        segment, after, episode = collect(env, model, observation, state, *rest)
-        first = int(observation[-1].max()) // 20  # the step of the game at which it begins
-        seen.append((first, bool((state[0] == 0).all()), len(segment.rewards), segment.terminated))
-        return segment, after, episode
+    def record(actor, *arguments):
+        segment, episode = act(actor, *arguments)
+        first = int(segment.observations[0, -1].max()) // 20  # the game's step at which it begins
+        seen.append((first, len(segment.rewards), segment))
+        return segment, episode
 
-    monkeypatch.setattr(script, "collect_segment", record)
-    script.worker(0, args, shared, Reports())
-    assert [zero for _, zero, _, _ in seen] == [first == 0 for first, _, _, _ in seen]
+    monkeypatch.setattr(script.Actor, "act", record)
+    shared = make_shared("a3c_recurrent_atari", args)
+    script.worker(0, args, shared, SimpleNamespace(send=lambda message: None))
+    for first, _, segment in seen:
+        assert any(part.any() for part in segment.state) == (first != 0)
     # A lost life ends a segment, with value 0, and no game.
-    assert [(first, length) for first, _, length, _ in seen[:4]] == [(0, 4), (4, 4), (8, 3), (0, 4)]
-    assert all(terminated for _, _, _, terminated in seen[:4])
+    assert [(first, length) for first, length, _ in seen[:4]] == [(0, 4), (4, 4), (8, 3), (0, 4)]
+    assert all(segment.terminated for _, _, segment in seen[:4])
 
 
 def test_the_state_is_reset_at_a_new_game_and_only_there_in_evaluation(monkeypatch, tmp_path):
-    args = script.parse_args(["--env-id", "toys:Lives-v0"])
-    torch.manual_seed(0)
-    model = ActorCritic(2)
-    contents = {"script": script.SCRIPT, "args": vars(args), "model": model.state_dict()}
-    torch.save(contents, tmp_path / "checkpoint.pt")
+    torch.save(untrained("a3c_recurrent_atari", "toys:Lives-v0"), tmp_path / "checkpoint.pt")
     forward, states = ActorCritic.forward, []
 
     def record(self, observations, state):
         outputs = forward(self, observations, state)
-        states.append((state, outputs[2]))
+        states.append([[part.clone() for part in one] for one in (state, outputs[2])])
         return outputs
 
     monkeypatch.setattr(ActorCritic, "forward", record)
-    args.evaluate, args.eval_episodes = str(tmp_path), 3
-    script.evaluate(args)
+    argv = f"--evaluate {tmp_path} --env-id toys:Lives-v0 --eval-episodes 3"
+    script.evaluate(script.parse_args(argv.split()))
     assert len(states) == 33
     for number, (before, _) in enumerate(states):
         if number % 11 == 0:
             assert not any(tensor.any() for tensor in before)
         else:
-            assert before is states[number - 1][1]
+            after = states[number - 1][1]
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def last_returns(run_dir: Path, count: int) -> np.ndarray:
@@ -296,10 +283,10 @@ def test_it_learns_what_cannot_be_done_without_memory_and_evaluation_remembers_t
         script.train(script.parse_args([*start, "--total-timesteps", str(budget)]))
         if last_returns(run_dir, 100).mean() > 0.8:
             break
-        start = ["--resume", str(run_dir)]
+        start = ["--resume", str(run_dir), "--env-id", "memory:Remember-v0"]
     assert last_returns(run_dir, 100).mean() > 0.8
-    argv = ["--evaluate", str(run_dir), "--eval-episodes", "20", "--greedy"]
-    assert np.mean(script.evaluate(script.parse_args(argv))) > 0.8
+    argv = f"--evaluate {run_dir} --env-id memory:Remember-v0 --eval-episodes 20 --greedy"
+    assert np.mean(script.evaluate(script.parse_args(argv.split()))) > 0.8
 
 
 def test_without_memory_that_task_cannot_be_done():

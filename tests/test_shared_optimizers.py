@@ -5,19 +5,22 @@ import multiprocessing
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from harness import CONTINUOUS, module
 from torch import nn
 
+import acer_continuous
 from acer_atari import (
     ActorCritic,
     SharedAdam,
     SharedRMSprop,
     apply_gradients,
     copy_weights,
-    load_optimizer_state,
+    restore,
     update_average,
 )
 
@@ -80,75 +83,172 @@ def test_shared_rmsprop_equals_torchs_where_epsilon_does_not_matter():
     assert_same_weights(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_do_not_accumulate_from_one_update_to_the_next():
-    """SGD with rate 1 and a constant gradient g moves by exactly −n·g in n updates."""
-    shared, g, updates = nn.Linear(3, 2), 0.25, 8
-    nn.init.zeros_(shared.weight)
-    nn.init.zeros_(shared.bias)
-    model = copy.deepcopy(shared)
-    optimizer = torch.optim.SGD(shared.parameters(), lr=1.0)
-    for n in range(1, updates + 1):
-        (g * sum(p.sum() for p in model.parameters())).backward()
-        apply_gradients(model, shared, optimizer, max_norm=40.0)
-        assert all(p.grad is None for p in [*model.parameters(), *shared.parameters()])
-        assert all((p == -n * g).all() for p in shared.parameters())
+def shared_by(model, optimizer) -> SimpleNamespace:
+    return SimpleNamespace(model=model, optimizer=optimizer)
 
 
+def descent(model) -> torch.optim.SGD:
+    """Plain gradient descent, by which the weights move by their gradients."""
+    return torch.optim.SGD(model.weights, lr=1.0)
+
+
+def loss_of(model, seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return a loss of random gradients, and these."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = list(model.parameters())
+    gradients = [scale * torch.randn(p.shape, generator=generator) for p in parameters]
+    return sum((g * p).sum() for g, p in zip(gradients, parameters, strict=True)), gradients
+
+
+def networks() -> dict:
+    """Return a network of each kind: separate weights, and weights that are views of one vector."""
+    torch.manual_seed(0)
+    flat = acer_continuous.flatten(acer_continuous.ActorCritic(3, 2))
+    return {"separate": network(), "flat": flat}
+
+
+def own_copy(model) -> nn.Module:
+    """Return a worker's own copy, as a worker makes it."""
+    copied = copy.deepcopy(model)
+    return acer_continuous.flatten(copied) if hasattr(copied, "sizes") else copied
+
+
+@pytest.mark.parametrize("kind", ["separate", "flat"])
+def test_gradients_do_not_accumulate_from_one_update_to_the_next(kind):
+    """Gradient descent with rate 1 moves by the latest gradient alone."""
+    shared = networks()[kind]
+    model, optimizer = own_copy(shared), descent(shared)
+    for seed in range(4):
+        before = copy.deepcopy(shared)
+        loss, gradients = loss_of(model, seed, 1e-3)
+        apply_gradients(loss, model, shared_by(shared, optimizer), max_norm=40.0)
+        for moved, old, g in zip(shared.parameters(), before.parameters(), gradients, strict=True):
+            torch.testing.assert_close(moved, old - g, rtol=1e-5, atol=1e-7)
+        assert all(weights.grad is None for weights in shared.weights)
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["separate", "flat"])
 @pytest.mark.parametrize("scale", [1e-3, 10.0])
-def test_the_gradients_norm_is_clipped_over_all_weights_together(scale):
-    shared = network()
-    model = copy.deepcopy(shared)
-    give_gradients(model.parameters(), 0)
-    for p in model.parameters():
-        p.grad *= scale
-    reference = copy.deepcopy(model)
-    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
-        q.grad = p.grad.clone()
-    wanted_norm = nn.utils.clip_grad_norm_(reference.parameters(), 40.0)
-    before = copy.deepcopy(shared)
-    norm = apply_gradients(model, shared, torch.optim.SGD(shared.parameters(), lr=1.0), 40.0)
-    torch.testing.assert_close(norm, wanted_norm)
+def test_the_gradients_norm_is_clipped_over_all_weights_together(kind, scale):
+    shared = networks()[kind]
+    model, before = own_copy(shared), copy.deepcopy(shared)
+    loss, gradients = loss_of(model, 0, scale)
+    wanted = torch.cat([g.flatten() for g in gradients]).double().norm()
+    norm = apply_gradients(loss, model, shared_by(shared, descent(shared)), 40.0)["grad_norm"]
+    assert float(norm) == pytest.approx(float(wanted), rel=1e-4)
     assert (norm > 40) == (scale == 10)
-    for moved, old, p in zip(
-        shared.parameters(), before.parameters(), reference.parameters(), strict=True
-    ):
-        torch.testing.assert_close(moved, old - p.grad, rtol=1e-5, atol=1e-6)
+    factor = min(1, 40 / float(wanted))
+    for moved, old, g in zip(shared.parameters(), before.parameters(), gradients, strict=True):
+        torch.testing.assert_close(moved, old - factor * g, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gradient_with_other_strides_is_refused():
     shared = network()
-    model = copy.deepcopy(shared)
-    give_gradients(model.parameters(), 0)
-    weight = model.conv1.weight
-    weight.grad = weight.grad.contiguous()
-    with pytest.raises(RuntimeError, match=r"conv1\.weight"):
-        apply_gradients(model, shared, SharedAdam(shared.parameters(), lr=1.0), 40.0)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_named_and_left_out(bad):
-    shared = network().share_memory()
+    model, before = copy.deepcopy(shared).to(memory_format=torch.contiguous_format), network()
     optimizer = SharedAdam(shared.parameters(), lr=1.0)
-    model, before = copy.deepcopy(shared), copy.deepcopy(shared)
-    give_gradients(model.parameters(), 0)
-    model.q.weight.grad[0, 0] = bad
-    with pytest.raises(FloatingPointError, match=r"q\.weight"):
-        apply_gradients(model, shared, optimizer, 40.0)
+    with pytest.raises(RuntimeError, match="strides"):
+        apply_gradients(loss_of(model)[0], model, shared_by(shared, optimizer), 40.0)
     assert_same_weights(shared, before, rtol=0, atol=0)
-    assert all(float(t.abs().sum()) == 0 for s in optimizer.state.values() for t in s.values())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["separate", "flat"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_named_and_left_out(kind, bad):
+    shared = networks()[kind].share_memory()
+    optimizer = SharedAdam(shared.weights, lr=1.0)
+    model, before = own_copy(shared), copy.deepcopy(shared)
+    layer = {"separate": "q", "flat": "value_net.4"}[kind]
+    loss = loss_of(model)[0] + (bad * model.get_parameter(f"{layer}.weight")[0, :1]).sum()
+    with pytest.raises(FloatingPointError, match=rf"\({layer}\.weight\)"):
+        apply_gradients(loss, model, shared_by(shared, optimizer), 40.0)
+    assert_same_weights(shared, before, rtol=0, atol=0)
+    assert not any(t.any() for s in optimizer.state.values() for t in s.values())
+
+
+# Weights that are views of one vector =============================================================
+
+
+def control_loss(script, model, average_model, seed: int) -> torch.Tensor:
+    """Return the script's own loss on random experience."""
+    generator = torch.Generator().manual_seed(seed)
+    x, actions, rewards, mu_mean = (
+        torch.randn(*size, generator=generator) for size in [(21, 3), (20, 2), (20,), (20, 2)]
+    )
+    args = script.parse_args([])
+    if script.SCRIPT == "acer_continuous.py":
+        segment = script.Segment(x, actions, rewards, mu_mean, False)
+        return script.acer_loss(model, average_model, segment, args, generator)[0]
+    return script.a3c_loss(model, script.Segment(x, actions, rewards, False), args)[0]
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_updates_of_one_vector_are_those_of_plain_autograd(name):
+    """Three updates, against separate parameters, torch.autograd.grad and a descent by hand."""
+    script = module(name)
+    torch.manual_seed(0)
+    plain, average = script.ActorCritic(3, 2), script.ActorCritic(3, 2)
+    shared = script.flatten(copy.deepcopy(plain)).share_memory()
+    model = script.flatten(copy.deepcopy(shared))
+    (vector,), optimizer = model.weights, descent(shared)
+    for seed in range(3):
+        script.copy_weights(model, shared)
+        assert torch.equal(vector, nn.utils.parameters_to_vector(plain.parameters()))
+        loss = control_loss(script, plain, average, seed)
+        gradients = torch.autograd.grad(loss, list(plain.parameters()))
+        norm = script.apply_gradients(
+            control_loss(script, model, average, seed), model, shared_by(shared, optimizer), 1e9
+        )["grad_norm"]
+        wanted = torch.cat([g.flatten() for g in gradients])
+        assert float(norm) == pytest.approx(float(wanted.norm()), rel=1e-5)
+        with torch.no_grad():
+            for p, g in zip(plain.parameters(), gradients, strict=True):
+                p -= g
+        found = nn.utils.parameters_to_vector(shared.parameters())
+        torch.testing.assert_close(found, nn.utils.parameters_to_vector(plain.parameters()))
+        nn.utils.vector_to_parameters(found.detach(), plain.parameters())  # without roundings
+        assert not vector.grad.any()
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_one_vector_stays_all_there_is_to_weights_and_gradients(name):
+    """After copying, sharing and an update: neither weights nor gradients have left it."""
+    script = module(name)
+    shared = script.flatten(script.ActorCritic(3, 2)).share_memory()
+    model = script.flatten(copy.deepcopy(shared))
+    loss = control_loss(script, model, shared, 0)
+    script.apply_gradients(loss, model, shared_by(shared, descent(shared)), 40.0)
+    for net in (shared, model):
+        (vector,) = net.weights
+        place = vector.data_ptr()
+        for p in net.parameters():
+            assert p.data_ptr() == place
+            place += 4 * p.numel()
+        assert place == vector.data_ptr() + 4 * vector.numel()
+    assert shared.weights[0].is_shared()
+    assert model.weights[0].data_ptr() != shared.weights[0].data_ptr()
+    place = model.weights[0].grad.data_ptr()
+    for p in model.parameters():
+        assert p.grad.data_ptr() == place
+        place += 4 * p.numel()
+
+
+# Several processes ================================================================================
 
 
 def step_alone(model, optimizer, seeds) -> None:
     for seed in seeds:
-        give_gradients(model.parameters(), seed)
+        give_gradients(model.weights, seed)
         optimizer.step()
 
 
+@pytest.mark.parametrize("weights", ["separate", "flat"])
 @pytest.mark.parametrize("kind", [SharedAdam, SharedRMSprop])
-def test_two_processes_share_weights_moments_and_step_counts(kind):
+def test_two_processes_share_weights_moments_and_step_counts(kind, weights):
     """Three steps in each of two processes, one after the other, are six steps in one."""
-    model = network().share_memory()
-    optimizer = kind(model.parameters(), lr=1e-3)
+    model = networks()[weights].share_memory()
+    optimizer = kind(model.weights, lr=1e-3)
     assert all(t.is_shared() for state in optimizer.state.values() for t in state.values())
     context = multiprocessing.get_context("spawn")
     for seeds in (range(3), range(3, 6)):
@@ -156,8 +256,8 @@ def test_two_processes_share_weights_moments_and_step_counts(kind):
         process.start()
         process.join()
         assert process.exitcode == 0
-    alone = network()
-    reference = kind(alone.parameters(), lr=1e-3)
+    alone = networks()[weights]
+    reference = kind(alone.weights, lr=1e-3)
     step_alone(alone, reference, range(6))
     assert_same_weights(model, alone, rtol=1e-6, atol=1e-7)
     for ours, theirs in zip(optimizer.state.values(), reference.state.values(), strict=True):
@@ -248,7 +348,7 @@ def test_a_loaded_state_lies_in_the_same_shared_memory_and_goes_on(kind):
     resumed = kind(resumed_model.parameters(), lr=1e-3)
     tensors = [t for state in resumed.state.values() for t in state.values()]
     places = [t.data_ptr() for t in tensors]
-    load_optimizer_state(resumed, saved)
+    restore(resumed.state_dict(), saved, "run")
     tensors = [t for state in resumed.state.values() for t in state.values()]
     assert [t.data_ptr() for t in tensors] == places
     assert all(t.is_shared() for t in tensors)

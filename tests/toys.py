@@ -9,6 +9,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+OTHERS = {"life_lost": True, "episode": True}  # in an info, names that mean nothing to the scripts
+
 
 class DelayedCue(gym.Env):
     """Show a cue, ask for an action, and pay for it much later, when the game ends.
@@ -50,7 +52,7 @@ class DelayedCue(gym.Env):
         self.time += 1
         terminated = self.time > self.delay
         reward = (1.0 if self.right else -1.0) if terminated else 0.0
-        return self.screen(), reward, terminated, False, {}
+        return self.screen(), reward, terminated, False, dict(OTHERS)
 
     def render(self):
         return np.repeat(self.screen()[:, :, None], 3, axis=2)
@@ -82,9 +84,9 @@ class NotANumber(DelayedCue):
 
 
 class WrongScreen(DelayedCue):
-    """Give observations of a shape that no script takes."""
+    """Give observations of a shape that no script takes: pictures of four colours."""
 
-    observation_space = gym.spaces.Box(0, 255, (10, 10), np.uint8)
+    observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
 
 
 class Counting(DelayedCue):
@@ -92,7 +94,7 @@ class Counting(DelayedCue):
 
     def step(self, action):
         self.time += 1
-        return self.screen(), 3.0 * int(action), False, self.time == 10, {}
+        return self.screen(), 3.0 * int(action), False, self.time == 10, dict(OTHERS)
 
 
 class Endless(DelayedCue):
@@ -133,6 +135,10 @@ class FromOne(DelayedCue):
 
     action_space = gym.spaces.Discrete(2, start=1)
 
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action - 1)
+
 
 class Lives(gym.Env):
     """Games of 11 steps that lose a life at every fourth; every screen is brighter by 20."""
@@ -151,7 +157,8 @@ class Lives(gym.Env):
     def step(self, action):
         self.time += 1
         screen = np.full((84, 84), 20 * self.time, np.uint8)
-        return screen, 1.0, self.time == 11, False, {"life_lost": self.time % 4 == 0}
+        lost = {"acer-a3c/life_lost": self.time % 4 == 0}
+        return screen, 1.0, self.time == 11, False, OTHERS | lost
 
 
 class InABox(gym.Wrapper):
@@ -188,12 +195,9 @@ class Blind(InABox):
         Blind.steps += 1
         return super().features() * (np.inf if Blind.steps == 50 else 1.0)
 
-    def step(self, action):  # whatever it is, for nobody can act on what is not seen
-        _, *rest = self.env.step(0)
-        return self.features(), *rest
-
 
 gym.register("Lives-v0", Lives)
+gym.register("FromOne-v0", FromOne)
 gym.register("BlindBox-v0", lambda **kwargs: Blind(DelayedCue(**kwargs)))
 ENVIRONMENTS = [
     DelayedCue,
@@ -204,7 +208,6 @@ ENVIRONMENTS = [
     Endless,
     Stuck,
     Light,
-    FromOne,
 ]
 for environment in ENVIRONMENTS:
     name = environment.__name__
