@@ -41,11 +41,13 @@ import argparse
 import contextlib
 import copy
 import fcntl
+import gc
 import importlib
 import io
 import json
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
 import shlex
@@ -79,6 +81,7 @@ RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
 GIF_RATE, GIF_FRAMES = 10, 200  # pictures a second and in all, at most
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that stop a run, which then goes on
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # of the workers
 EPISODE = "acer-a3c/episode"  # ours in an environment's info
 LEARNING_RATES = {"adam": 3e-4, "rmsprop": 7e-4}
 
@@ -808,6 +811,7 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
 
 def run_worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -> None:
     """Prepare a new process, run `worker` in it, and report the error that ends it."""
+    gc.freeze()  # looking through what was imported would copy all of it into every worker
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     # Without this, Adam's decaying moments become denormal numbers and its step 2.4 times slower.
@@ -1330,18 +1334,22 @@ def signals_waiting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
-    """Start the worker processes; enter each under the connection on which it reports.
-
-    On Linux they are copies of one process that has imported what they need.
-    """
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        heavy = {"ale_py", "cv2", "gymnasium.wrappers", "mujoco", "torch", "torch.optim.adam"}
-        context.set_forkserver_preload(sorted(heavy & set(sys.modules)))
+def start_fork_server() -> None:
+    """Start, on Linux, the process whose copies the workers will be, to import what they need."""
     # glibc keeps what is freed for the next update, up to its most, 32 MB a piece, instead of
     # giving it back to the system: recurrent A3C had 60,000 page faults a second.
     os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+    if START_METHOD == "forkserver":
+        emulator = "ale_py" if "ale_py" in sys.modules else "mujoco"
+        heavy = ["torch", "torch.optim.adam", "cv2", "gymnasium.wrappers", emulator]
+        multiprocessing.get_context(START_METHOD).set_forkserver_preload(heavy)
+        with signals_waiting():
+            multiprocessing.forkserver.ensure_running()
+
+
+def start_workers(args: Namespace, shared: Shared, workers: dict) -> None:
+    """Start the worker processes; enter each under the connection on which it reports."""
+    context = multiprocessing.get_context(START_METHOD)
     for rank in range(args.num_workers):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=run_worker, args=(rank, args, shared, sender))
@@ -1436,6 +1444,7 @@ def train(args: Namespace) -> Path:
             learned is in the checkpoint.
         OSError: the run's folder cannot be written.
     """
+    start_fork_server()
     if args.capture_video or args.render:  # what cannot be drawn in the end is said now
         open_env(args, 0, "human" if args.render else "rgb_array").close()
     checkpoint = load_checkpoint(args.resume) if args.resume else {"steps": 0, "seconds": 0.0}

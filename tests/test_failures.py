@@ -388,7 +388,7 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_second_checkpoint(
     tmp_path, monkeypatch, capsys
 ):
     script = module("a3c_continuous")
-    disk = Disk(script, monkeypatch, set(range(1, 999)))
+    disk = Disk(script, monkeypatch, set(range(1, 999)), end=40)
     with pytest.raises(SystemExit) as stop:
         script.main(tiny("a3c_continuous", tmp_path / "run", OFTEN))
     assert re.match(r"a3c_continuous\.py: error: no checkpoint can be written: ", stop.value.code)

@@ -22,6 +22,7 @@ import importlib
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -34,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 MATRIX = 2048
 PARTS = {  # part of the work: the script's functions in it, less what is timed inside them
-    "acting": ["collect_segment"],
-    "batches": ["ReplayBuffer.add", "ReplayBuffer.sample"],
+    "acting": ["Actor.act"],
+    "replay": ["pack", "unpack"],
     "forward": ["acer_loss", "a3c_loss"],
     "backward": ["torch.Tensor.backward"],
     "optimizer": ["apply_gradients", "update_average"],
@@ -115,10 +116,7 @@ def run_worker(script_name, rank, args, shared, connection, measuring, results):
 def make_shared(script, args):
     """Make what the script's workers share."""
     with script.make_env(args.env_id, 0) as env:
-        if hasattr(env.action_space, "n"):
-            return script.make_shared(args, int(env.action_space.n), None)
-        sizes = env.observation_space.shape[0], env.action_space.shape[0]
-        return script.make_shared(args, *sizes, None)
+        return script.Shared(args, env)
 
 
 def measure_script(script, args, seconds: float):
@@ -172,7 +170,7 @@ def time_limit(script_name: str, env_id: str, barrier, results):
     barrier.wait()
     start, steps = time.perf_counter(), 0
     while time.perf_counter() - start < 3:
-        if env.step(actions[steps % len(actions)])[4].get("episode"):
+        if env.step(actions[steps % len(actions)])[4].get(script.EPISODE):
             env.reset()
         steps += 1
     results.put((speed, (time.perf_counter() - start) / steps))
@@ -209,23 +207,23 @@ def count_operations(script, args) -> float:
     args.replay_start = 1
     shared = make_shared(script, args)
     counts = {"acting": 0, "segments": 0, "updates": 0}
-    collect_segment, learn = script.collect_segment, script.learn
+    act, apply_gradients = script.Actor.act, script.apply_gradients
     with FlopCounterMode(display=False) as counter:
 
         def count_acting(*arguments):
             before = counter.get_total_flops()
-            result = collect_segment(*arguments)
+            result = act(*arguments)
             counts["acting"] += counter.get_total_flops() - before
             counts["segments"] += 1
             return result
 
         def count_updates(*arguments):
             counts["updates"] += 1
-            return learn(*arguments)
+            return apply_gradients(*arguments)
 
-        script.collect_segment, script.learn = count_acting, count_updates
+        script.Actor.act, script.apply_gradients = count_acting, count_updates
         script.worker(0, args, shared, Silent())
-        script.collect_segment, script.learn = collect_segment, learn
+        script.Actor.act, script.apply_gradients = act, apply_gradients
     an_update = (counter.get_total_flops() - counts["acting"]) / counts["updates"]
     when_new = 0 if script.__name__ == "acer_continuous" else 1
     updates = counts["segments"] * (when_new + getattr(args, "replay_ratio", 0))
@@ -252,6 +250,8 @@ def main():
     if options.script.startswith("acer"):
         argv += ["--replay-size", "20000", "--replay-start", "1000"]
     args = script.parse_args(argv)
+    folder = tempfile.TemporaryDirectory()  # for the replay that workers leave
+    args.run_dir = folder.name
     operations = count_operations(script, args)
     speeds, limits, ratios, matrix, emulator = [], [], [], [], []
     for repetition in range(options.repetitions):
