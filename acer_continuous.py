@@ -934,7 +934,6 @@ class Control(gym.Wrapper):
         super().__init__(env)
         self.own = env.action_space
         self.low, self.high = (x.astype(np.float64).ravel() for x in (self.own.low, self.own.high))
-        self.middle, self.half = self.high / 2 + self.low / 2, self.high / 2 - self.low / 2
         self.action_space = gym.spaces.Box(-1, 1, self.low.shape, np.float32)
         shape = env.observation_space.shape
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float64)
@@ -946,7 +945,8 @@ class Control(gym.Wrapper):
 
     def step(self, action):
         """Take a step."""
-        action = self.middle + self.half * np.minimum(np.maximum(action, -1), 1)
+        half = 0.5 * np.minimum(np.maximum(action.astype(np.float64), -1), 1)
+        action = self.low * (0.5 - half) + self.high * (0.5 + half)
         action = np.rint(action) if self.own.dtype.kind in "iu" else action
         action = np.minimum(np.maximum(action, self.low), self.high)
         action = action.astype(self.own.dtype).reshape(self.own.shape)

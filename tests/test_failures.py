@@ -486,16 +486,18 @@ def test_a_checkpoint_is_good_whatever_the_workers_write_meanwhile(name, tmp_pat
     assert not any(x.is_shared() for x in read)
 
 
-def test_one_run_cannot_go_on_twice_at_once(start, tmp_path):
+def test_one_run_cannot_go_on_twice_at_once(start, tmp_path, monkeypatch):
     """Two would write over each other's checkpoint; a killed one's lock goes with it."""
     name, run_dir = "a3c_continuous", tmp_path / "run"
     run = start(name, f"{LONG} --checkpoint-interval 0.2")
     learning(run)
     again = ["--resume", str(run_dir), "--env-id", toy(name)]
-    for argv in (again, [*again, "--num-workers", "1"], tiny(name, run_dir)):
-        with pytest.raises(SystemExit) as stop:
-            module(name).main(argv)
-        assert stop.value.code == f"{name}.py: error: another process trains in {run_dir}"
+    with monkeypatch.context() as patch:
+        patch.delattr(module(name), "start_workers")
+        for argv in (again, [*again, "--num-workers", "1"], tiny(name, run_dir)):
+            with pytest.raises(SystemExit) as stop:
+                module(name).main(argv)
+            assert stop.value.code == f"{name}.py: error: another process trains in {run_dir}"
     assert json.loads((run_dir / "args.json").read_text())["num_workers"] == 2
     os.kill(run.pid, signal.SIGKILL)
     run.process.wait()

@@ -47,7 +47,7 @@ def test_by_itself_glibc_gives_it_back():
     environment = {name: x for name, x in os.environ.items() if not name.startswith("MALLOC")}
     command = [sys.executable, "-c", GIVES_BACK]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert int(done.stdout) > 60_000, done.stderr
+    assert int(done.stdout) > 16_000, done.stderr  # fewer than 81,920 where pages are huge
 
 
 def test_a_worker_has_one_thread_and_no_denormal_numbers(inside):

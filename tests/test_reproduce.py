@@ -225,7 +225,7 @@ def test_weights_and_evaluations_are_kept(finished):
     assert {row["env"] for row in rows} == {"toys:DelayedCueBox-v0"}
     assert all(-1 <= float(row["mean"]) <= 1 for row in rows)
     row = finished.rows[0]
-    assert float(row["seconds"]) > 0
+    assert row["seconds"].isdigit()
     assert row["machine"].startswith("2 of ")
     assert row["torch"] == torch.__version__
     assert row["commit"] != "0000000"
