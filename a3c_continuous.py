@@ -566,7 +566,7 @@ def stop_with_parent(stop: Tensor) -> None:
 # Shared optimizer =================================================================================
 
 
-class SharedAdam(torch.optim.Optimizer):
+class SharedAdam:
     """Adam whose moments and step counts all processes share.
 
         m ← β₁ m + (1 − β₁) g;   v ← β₂ v + (1 − β₂) g²;   θ ← θ − lr · m̂ / (√v̂ + ε)
@@ -576,23 +576,25 @@ class SharedAdam(torch.optim.Optimizer):
     The state exists before any worker starts, or each would make its own. One worker steps at a
     time: m of one worker beside v of another, where v is small, makes a step of any size (measured:
     weights of 600 after 3,000 steps of at most 0.002). The fused kernel does all in one pass over
-    memory, four times as fast; it needs gradients with their parameters' strides.
-    `torch.optim.Adam` has it too, but loads a compiler to step: 70 MB in each worker.
+    memory, four times as fast; it needs gradients with their parameters' strides. Optimizers of
+    torch.optim load a compiler when they are made: 70 MB and more than a second.
     """
 
     def __init__(self, params, lr: float, betas=(0.9, 0.999), eps: float = 1e-8):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        self.param_groups = [{"params": list(params), "lr": lr, "betas": betas, "eps": eps}]
         self.lock = multiprocessing.get_context("spawn").Lock()
-        for p in self.param_groups[0]["params"]:
-            self.state[p] = {
+        self.state = {
+            p: {
                 "step": torch.zeros(()).share_memory_(),  # a float, as torch's own
                 "exp_avg": torch.zeros_like(p).share_memory_(),
                 "exp_avg_sq": torch.zeros_like(p).share_memory_(),
             }
+            for p in self.param_groups[0]["params"]
+        }
 
-    def __getstate__(self) -> dict:
-        """Take the lock along to a new process."""
-        return super().__getstate__() | {"lock": self.lock}
+    def state_dict(self) -> dict:
+        """Return the state by each parameter's number, as torch's own do."""
+        return {"state": dict(enumerate(self.state.values()))}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -614,7 +616,7 @@ class SharedAdam(torch.optim.Optimizer):
                 self.lock.release()
 
 
-class SharedRMSprop(torch.optim.Optimizer):
+class SharedRMSprop:
     """RMSProp as in the A3C paper, whose mean square all processes share.
 
         s ← α s + (1 − α) g²;   θ ← θ − lr · g / √(s + ε)
@@ -626,9 +628,13 @@ class SharedRMSprop(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float, alpha: float = 0.99, eps: float = 0.1):
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
-        for p in self.param_groups[0]["params"]:
-            self.state[p] = {"square_avg": torch.zeros_like(p).share_memory_()}
+        self.param_groups = [{"params": list(params), "lr": lr, "alpha": alpha, "eps": eps}]
+        made = ((p, torch.zeros_like(p).share_memory_()) for p in self.param_groups[0]["params"])
+        self.state = {p: {"square_avg": square_avg} for p, square_avg in made}
+
+    def state_dict(self) -> dict:
+        """Return the state by each parameter's number, as torch's own do."""
+        return {"state": dict(enumerate(self.state.values()))}
 
     @torch.no_grad()
     def step(self) -> None:
