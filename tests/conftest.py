@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-# Spawned workers inherit sys.path; `--env-id toys:Id` finds the tests' own environments in it.
+# Workers inherit sys.path; `--env-id toys:Id` finds the tests' own environments in it.
 for folder in (ROOT, ROOT / "tests"):
     sys.path.insert(0, str(folder))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
