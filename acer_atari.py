@@ -146,8 +146,6 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
 
 # Algorithm ========================================================================================
 
-MIN_PROBABILITY = 1e-8  # divisors and logarithms see no smaller one: a sure policy stays finite
-
 
 def retrace(
     rewards: Tensor,
@@ -188,6 +186,9 @@ def retrace(
         q_ret[t] = r[t] + gamma * following
         following = c[t] * (q_ret[t] - q[t]) + v[t]
     return torch.tensor(q_ret, dtype=rewards.dtype)
+
+
+MIN_PROBABILITY = 1e-8  # divisors and logarithms see no smaller one: a sure policy stays finite
 
 
 def categorical_policy_gradient(
@@ -1478,7 +1479,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("nobody reads its output any more")
-    except OSError as error:  # a folder that cannot be written, a process that cannot start
+    except (OSError, FloatingPointError) as error:  # a folder or a number that will not do
         fail(str(error))
 
 

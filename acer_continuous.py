@@ -1589,7 +1589,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("nobody reads its output any more")
-    except OSError as error:  # a folder that cannot be written, a process that cannot start
+    except (OSError, FloatingPointError) as error:  # a folder or a number that will not do
         fail(str(error))
 
 
