@@ -1059,6 +1059,8 @@ def supervise(args: Namespace, shared: Shared, log: RunLog, save, workers: dict)
                 if process.exitcode or not (shared.stop or shared.steps() >= args.total_timesteps):
                     # Below 0 it is a signal; 0 before the end comes from somebody's sys.exit().
                     failure = failure or f"{process.name} died: exit code {process.exitcode}"
+                # Died, or the budget is met: the others end after their step, or are killed.
+                shared.stop.fill_(True)
 
         if now >= next_line or not workers:
             tasks.append(partial(log.progress, shared.steps()))

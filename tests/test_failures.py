@@ -245,21 +245,40 @@ def test_workers_end_when_the_main_process_is_killed_and_the_checkpoint_is_good(
     assert steps_kept(tmp_path) > 0
 
 
-def test_a_worker_that_does_not_stop_is_killed(tmp_path):
-    """An environment that blocks for ever ends with the run, which says so."""
-    source = (ROOT / "acer_atari.py").read_text()
-    hasty = source.replace("SECONDS_TO_STOP = 30", "SECONDS_TO_STOP = 1")
-    assert hasty != source
-    (tmp_path / "stuck.py").write_text(hasty)
-    flags = f"--num-workers 2 --log-interval 0.2 --env-id {toy('acer_atari', 'Stuck')}"
-    run = Run(str(tmp_path / "stuck"), tiny("acer_atari", tmp_path / "run", flags), tmp_path)
-    try:
-        wait_for(lambda: list(tmp_path.glob("stuck-*")))
-        os.killpg(run.pid, signal.SIGINT)
-        assert run.wait() == 128 + signal.SIGINT, "as asked"
-    finally:
-        run.kill_group()
+@pytest.fixture
+def hasty(tmp_path):
+    """Start a copy of a script that waits a second, instead of thirty, for workers to stop."""
+    runs = []
+
+    def run(name: str, flags: str) -> Run:
+        source = (ROOT / f"{name}.py").read_text()
+        copy = source.replace("SECONDS_TO_STOP = 30", "SECONDS_TO_STOP = 1")
+        assert copy != source
+        (tmp_path / "hasty.py").write_text(copy)
+        flags = f"--num-workers 2 --log-interval 0.2 {flags}"
+        runs.append(Run(str(tmp_path / "hasty"), tiny(name, tmp_path / "run", flags), tmp_path))
+        return runs[-1]
+
+    yield run
+    for started in runs:
+        started.kill_group()
+
+
+def test_a_worker_that_does_not_stop_is_killed(hasty, tmp_path):
+    """An environment that blocks for ever ends with the run, as asked."""
+    run = hasty("acer_atari", f"--env-id {toy('acer_atari', 'Stuck')}")
+    wait_for(lambda: list(tmp_path.glob("stuck-*")))
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() == 128 + signal.SIGINT
     assert steps_kept(tmp_path) > 15  # 20, less a segment of 5 that was not finished
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_worker_that_blocks_does_not_keep_a_run_whose_budget_is_met(name, hasty, tmp_path):
+    run = hasty(name, f"--total-timesteps 400 --env-id {toy(name, 'OneStuck')}")
+    assert run.wait() == 1
+    assert "worker 0 was killed: no stop within" in run.errors.read_text()
+    assert 400 <= steps_kept(tmp_path) < 420
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -121,6 +121,14 @@ class Stuck(DelayedCue):
         return super().step(action)
 
 
+class OneStuck(Stuck):
+    """Block for ever after 20 steps in one worker alone."""
+
+    def step(self, action):
+        stuck = multiprocessing.current_process().name == "worker 0"
+        return super().step(action) if stuck else DelayedCue.step(self, action)
+
+
 class Light(DelayedCue):
     """Refuse a new game to a worker that has loaded torch's compiler."""
 
@@ -207,6 +215,7 @@ ENVIRONMENTS = [
     Counting,
     Endless,
     Stuck,
+    OneStuck,
     Light,
 ]
 for environment in ENVIRONMENTS:
