@@ -23,16 +23,17 @@ checkpoint.pt, args.json and video/.
 Differences from the paper
  1. Adam is the default optimizer, one worker stepping at a time; `--optimizer rmsprop` is the
     paper's shared RMSProp, lock-free.
- 2. Two hidden layers of 128 units each, ReLU for the policy and tanh for the value; the paper has
-    one of 200 ReLU units, and an LSTM.
+ 2. Two hidden layers of 128 tanh units each; the paper has one of 200 ReLU units, and an LSTM. The
+    policy's σ is a parameter of each dimension, not a function of the observation.
  3. Observations are normalised by the running mean and variance of all workers' observations;
     rewards are scaled by `reward_scale`, 0.1.
- 4. The policy's σ is at least 0.1, the entropy bonus 10⁻³ (paper: 10⁻⁴), and the learning rate
-    falls to 0 over the run.
+ 4. Generalised advantage estimation, with λ = 0.95 (the paper's n-step returns are λ = 1), no
+    entropy bonus (paper: 10⁻⁴), gradients of a norm of at most 1, and a learning rate that falls
+    to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
  6. Orthogonal initial weights.
- 7. Segments of 20 steps with a bootstrap value (paper: whole episodes).
+ 7. Segments of 64 steps with a bootstrap value (paper: whole episodes).
 """
 
 import argparse
@@ -74,7 +75,7 @@ from torch.optim.adam import adam
 
 SCRIPT = Path(__file__).name
 HIDDEN = 128  # units in each of a network's two hidden layers
-MIN_VARIANCE = 0.01  # the policy's σ stays above 0.1, or it grows sure within minutes and stays so
+INITIAL_LOG_STD = -0.5  # of the policy: σ = 0.61, in actions of [−1, 1]
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
 RECENT_GAMES = 100  # in the progress line's means
 SECONDS_TO_STOP = 30  # for workers that are told to, before they are killed
@@ -82,7 +83,7 @@ GIF_RATE, GIF_FRAMES = 10, 200  # pictures a second and in all, at most
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that stop a run, which then goes on
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # of the workers
 EPISODE = "acer-a3c/episode"  # ours in an environment's info
-LEARNING_RATES = {"adam": 3e-4, "rmsprop": 7e-4}
+LEARNING_RATES = {"adam": 1e-3, "rmsprop": 7e-4}
 
 # Settings =========================================================================================
 
@@ -117,12 +118,13 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
         ("--optimizer", "adam", ("adam", "rmsprop"), "shared by all workers"),
         ("--learning-rate", None, (1e-9, 1.0), f"step size; by optimizer {LEARNING_RATES}"),
         ("--anneal-lr", True, FLAG, "lower it linearly to 0 over the run"),
-        ("--max-grad-norm", 40.0, POSITIVE, "longer gradients are scaled to this"),
+        ("--max-grad-norm", 1.0, POSITIVE, "longer gradients are scaled to this"),
     ],
     "actor-critic": [
         ("--gamma", 0.99, SHARE, "discount per agent step [γ]"),
-        ("--num-steps", 20, (1, 10**5), "agent steps in a segment, at most [t_max]"),
-        ("--ent-coef", 1e-3, ANY, "entropy bonus [β]"),
+        ("--num-steps", 64, (1, 10**5), "agent steps in a segment, at most [t_max]"),
+        ("--gae-lambda", 0.95, SHARE, "advantages: 0 of one step, 1 of the whole segment [λ]"),
+        ("--ent-coef", 0.0, ANY, "entropy bonus [β]"),
         ("--vf-coef", 0.5, ANY, "weight of the value's squared error"),
         ("--normalize-obs", True, FLAG, "running mean 0, variance 1"),
         ("--reward-scale", 0.1, POSITIVE, "factor on rewards, for learning only"),
@@ -153,6 +155,35 @@ def n_step_returns(rewards: Tensor, bootstrap_value: Tensor | float, gamma: floa
         following = reward + gamma * following
         returns.append(following)
     return torch.tensor(returns[::-1], dtype=rewards.dtype)
+
+
+def generalised_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    bootstrap_value: Tensor | float,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Weigh the advantages of all numbers of steps: λ trades variance for the critic's bias.
+
+        A_t = Σ_k (γλ)^k δ_{t+k},   δ_t = r_t + γ V_{t+1} − V_t;   λ = 1 gives R_t − V_t
+
+    Source: J. Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized
+    Advantage Estimation", equation 16, https://arxiv.org/abs/1506.02438.
+
+    Args:
+        rewards: [T], r_t, received after a_t.
+        values: [T], V(x_t).
+        bootstrap_value: V of the observation after the last step; 0 if that step terminated.
+        gamma: discount per step, in [0, 1].
+        gae_lambda: λ, in [0, 1].
+
+    Returns:
+        [T], A. No gradient attached.
+    """
+    values = values.detach()
+    following = torch.cat([values[1:], values.new_tensor([float(bootstrap_value)])])
+    return n_step_returns(rewards + gamma * following - values, 0.0, gamma * gae_lambda)
 
 
 def gaussian_log_density(actions: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
@@ -188,11 +219,11 @@ def a3c_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute A3C's loss on one segment.
 
-        loss = (1 / num_steps) Σ_t [−log π(a_t|x_t) (R_t − V_t)  −  β H(π(·|x_t))
-                                    +  vf_coef · (R_t − V_t)²]
+        loss = (1 / num_steps) Σ_t [−log π(a_t|x_t) A_t  −  β H(π(·|x_t))
+                                    +  vf_coef · (R_t − V_t)²],   R_t = A_t + V_t
         H = Σ_i ½ (log 2πσ_i² + 1)
 
-    No gradient flows through R, nor through V in the first term.
+    A and R are held fixed. With λ = 1, R is the paper's n-step return.
 
     Source: Mnih et al. (2016), section 4 and supplement, section 9,
     https://arxiv.org/abs/1602.01783.
@@ -201,7 +232,7 @@ def a3c_loss(
         model: the networks to be differentiated, θ': policy [N, D] → mean and std [N, d], value
             [N, D] → [N].
         segment: T steps, 1 ≤ T ≤ num_steps, its observations normalised.
-        args: gamma, num_steps, vf_coef, ent_coef.
+        args: gamma, gae_lambda, num_steps, vf_coef, ent_coef.
 
     Returns:
         The loss, with its gradient, and what is worth logging, of the update or of each state [T].
@@ -210,13 +241,15 @@ def a3c_loss(
     values = model.value(segment.observations)
     bootstrap_value = 0.0 if segment.terminated else values[-1].detach()
     values = values[:-1]
-    returns = n_step_returns(segment.rewards, bootstrap_value, args.gamma)
-    advantages = returns - values
+    advantages = generalised_advantages(
+        segment.rewards, values, bootstrap_value, args.gamma, args.gae_lambda
+    )
+    returns = advantages + values.detach()
 
     log_pi = gaussian_log_density(segment.actions, mean, std)
-    policy_loss = -(log_pi * advantages.detach()).sum() / args.num_steps
+    policy_loss = -(log_pi * advantages).sum() / args.num_steps
     entropy = (std.log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(1)
-    value_loss = advantages.square().sum() / args.num_steps
+    value_loss = (returns - values).square().sum() / args.num_steps
     statistics = {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
@@ -279,19 +312,21 @@ def flatten(model: nn.Module) -> nn.Module:
 
 
 class ActorCritic(nn.Module):
-    """The Gaussian policy's mean and standard deviation, and the value V(x), on two networks."""
+    """The Gaussian policy's mean and standard deviation, and the value V(x), on two networks.
+
+    A σ of the observation shrank wherever rewards came early, and what was learned was forgotten.
+    """
 
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
-        self.policy_net = Mlp(
-            obs_size, 2 * action_size, nn.ReLU, 0.01
-        )  # mean near 0, σ² near log 2
-        self.value_net = Mlp(obs_size, 1, nn.Tanh, 1.0)  # on HalfCheetah 1,500, ReLU 850
+        self.policy_net = Mlp(obs_size, action_size, nn.Tanh, 0.01)  # starts near 0
+        self.log_std = nn.Parameter(torch.full((action_size,), INITIAL_LOG_STD))
+        self.value_net = Mlp(obs_size, 1, nn.Tanh, 1.0)
 
     def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [..., D] to the mean and σ, both [..., d]; σ² is a softplus."""
-        mean, x = self.policy_net(observations).chunk(2, -1)
-        return mean, (nn.functional.softplus(x) + MIN_VARIANCE).sqrt()
+        """Map [..., D] to the mean, [..., d], and σ, of the same shape but the same everywhere."""
+        mean = self.policy_net(observations)
+        return mean, self.log_std.exp().expand_as(mean)
 
     def value(self, observations: Tensor) -> Tensor:
         """Map [N, D] to V [N]."""
