@@ -50,6 +50,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -1342,6 +1343,9 @@ def train(args: Namespace) -> Path:
             learned is in the checkpoint.
         OSError: the run's folder cannot be written.
     """
+    files = 100 + 4 * args.num_workers  # for shared tensors, and what leads to each worker
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < files:
+        fail(f"{args.num_workers} workers open {files} files: raise ulimit -n, or use fewer")
     start_fork_server()
     if args.capture_video or args.render:  # what cannot be drawn in the end is said now
         open_env(args, 0, "human" if args.render else "rgb_array").close()
@@ -1352,7 +1356,7 @@ def train(args: Namespace) -> Path:
         try:
             shared = Shared(args, env, checkpoint)
         except RuntimeError as error:
-            fail(f"no shared memory: {error}; enlarge /dev/shm, or raise ulimit -n")
+            fail(f"no shared memory: {error}; enlarge /dev/shm")
         raw, seen = env.unwrapped.observation_space, env.observation_space
     workers: dict[Connection, multiprocessing.Process] = {}
     with make_run_dir(args), stop_on_signals(shared.stop) as signals:

@@ -342,6 +342,26 @@ def test_a_worker_that_cannot_start_ends_the_run_which_can_go_on(name, tmp_path,
     assert steps_kept(tmp_path) >= 60
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_too_few_open_files_are_said_before_anything_starts(name, tmp_path):
+    argv = [sys.executable, str(ROOT / f"{name}.py"), *tiny(name, tmp_path / "run")]
+    command = f"ulimit -n 180; exec {shlex.join(argv)} --num-workers"
+    done = subprocess.run(["bash", "-c", f"{command} 24"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"{name}\.py: error: 24 workers open \d+ files: .*ulimit -n.*\n", done.stderr
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_so_many_open_files_are_enough(tmp_path):
+    argv = tiny("acer_atari", tmp_path / "run", "--total-timesteps 50")
+    command = shlex.join([sys.executable, str(ROOT / "acer_atari.py"), *argv, "--num-workers", "8"])
+    command = f"ulimit -n 132; exec {command}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_signal_before_any_worker_starts_is_obeyed(tmp_path, monkeypatch):
     script = module("acer_atari")
     start_workers = script.start_workers

@@ -25,7 +25,6 @@ import csv
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
