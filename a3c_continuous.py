@@ -34,6 +34,7 @@ Differences from the paper
     same.
  6. Orthogonal initial weights.
  7. Segments of 64 steps with a bootstrap value (paper: whole episodes).
+ 8. A penalty on means beyond the actions' bounds, of `bound_coef`, 0.01.
 """
 
 import argparse
@@ -126,6 +127,7 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
         ("--num-steps", 64, (1, 10**5), "agent steps in a segment, at most [t_max]"),
         ("--gae-lambda", 0.95, SHARE, "advantages: 0 of one step, 1 of the whole segment [λ]"),
         ("--ent-coef", 0.0, ANY, "entropy bonus [β]"),
+        ("--bound-coef", 0.01, ANY, "penalty on means beyond the actions' bounds"),
         ("--vf-coef", 0.5, ANY, "weight of the value's squared error"),
         ("--normalize-obs", True, FLAG, "running mean 0, variance 1"),
         ("--reward-scale", 0.1, POSITIVE, "factor on rewards, for learning only"),
@@ -221,10 +223,12 @@ def a3c_loss(
     """Compute A3C's loss on one segment.
 
         loss = (1 / num_steps) Σ_t [−log π(a_t|x_t) A_t  −  β H(π(·|x_t))
-                                    +  vf_coef · (R_t − V_t)²],   R_t = A_t + V_t
-        H = Σ_i ½ (log 2πσ_i² + 1)
+                                    +  vf_coef · (R_t − V_t)²  +  bound_coef · B(φ_t)]
+        R_t = A_t + V_t;   H = Σ_i ½ (log 2πσ_i² + 1);   B = Σ_i [|φ_i| − 1]₊²
 
-    A and R are held fixed. With λ = 1, R is the paper's n-step return.
+    A and R are held fixed. With λ = 1, R is the paper's n-step return. Without B the mean φ walks
+    off to where the environment clips every draw: nothing is explored any more, and what goes
+    wrong there stays so.
 
     Source: Mnih et al. (2016), section 4 and supplement, section 9,
     https://arxiv.org/abs/1602.01783.
@@ -233,7 +237,7 @@ def a3c_loss(
         model: the networks to be differentiated, θ': policy [N, D] → mean and std [N, d], value
             [N, D] → [N].
         segment: T steps, 1 ≤ T ≤ num_steps, its observations normalised.
-        args: gamma, gae_lambda, num_steps, vf_coef, ent_coef.
+        args: gamma, gae_lambda, num_steps, vf_coef, ent_coef, bound_coef.
 
     Returns:
         The loss, with its gradient, and what is worth logging, of the update or of each state [T].
@@ -251,16 +255,19 @@ def a3c_loss(
     policy_loss = -(log_pi * advantages).sum() / args.num_steps
     entropy = (std.log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(1)
     value_loss = (returns - values).square().sum() / args.num_steps
+    beyond = (mean.abs() - 1).clamp_min(0)
     statistics = {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
         "entropy": entropy.detach(),
         "policy_std": std.detach(),
+        "beyond_bounds": beyond.detach(),
         "target": returns,
         "prediction": values.detach(),
     }
     entropy_bonus = args.ent_coef * entropy.sum() / args.num_steps
-    return policy_loss - entropy_bonus + args.vf_coef * value_loss, statistics
+    bound_loss = args.bound_coef * beyond.square().sum() / args.num_steps
+    return policy_loss - entropy_bonus + args.vf_coef * value_loss + bound_loss, statistics
 
 
 # Network ==========================================================================================

@@ -77,7 +77,7 @@ def test_the_loss_has_the_gradient_of_the_papers_equations(
     shapes = (length + 1, 4), (length, size), (length,)
     x, actions, rewards = (torch.from_numpy(rng.normal(size=shape)) for shape in shapes)
     args = Namespace(gamma=0.9, num_steps=20, vf_coef=0.7, ent_coef=ent_coef)
-    args.gae_lambda = gae_lambda
+    args.gae_lambda, args.bound_coef = gae_lambda, 0.2
     model = Linear(size)
     loss, statistics = a3c_loss(model, Segment(x, actions, rewards, terminated), args)
     loss.backward()
@@ -98,6 +98,7 @@ def test_the_loss_has_the_gradient_of_the_papers_equations(
         policy, v = Independent(Normal(*model.policy(x[t])), 1), model.value(x[t])
         one = -policy.log_prob(actions[t]) * (r - float(v.detach())) + args.vf_coef * (r - v) ** 2
         one = one - ent_coef * policy.entropy()
+        one = one + args.bound_coef * sum(max(0, abs(m) - 1) ** 2 for m in policy.mean)
         for into, gradient in zip(
             wanted, torch.autograd.grad(one, model.parameters()), strict=True
         ):

@@ -16,6 +16,7 @@ SCRIPTS = [path.stem for path in sorted(ROOT.glob("a*.py"))]
 RESULTS = (ROOT / "results" / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README + RESULTS, flags=re.DOTALL)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+LINES = [line.removeprefix("exec ") for line in LINES]  # as in a batch script
 COMMANDS = [line for line in LINES if re.match(r"python a\w+\.py", line)]
 
 
