@@ -77,6 +77,7 @@ from torch.optim.adam import adam
 
 SCRIPT = Path(__file__).name
 HIDDEN = 128  # units in each of a network's two hidden layers
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 INITIAL_LOG_STD = -0.5  # of the policy: σ = 0.61, in actions of [−1, 1]
 STATISTICS_EVERY = 1_000  # a worker's own steps between two reports of its losses
 RECENT_GAMES = 100  # in the progress line's means
@@ -96,7 +97,7 @@ ONE_CALL |= {"greedy", "capture_video", "render"}  # these a run does not hand o
 
 SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets are the papers'
     "run": [
-        ("--env-id", "Pendulum-v1", TEXT, "Gymnasium id, or module:Id for your own"),
+        ("--env-id", "InvertedPendulum-v5", TEXT, "Gymnasium id, or module:Id for your own"),
         ("--env-kwargs", "{}", TEXT, "JSON of arguments for the environment"),
         ("--seed", 1, (0, 2**32 - 1), "seed of all that is drawn"),
         ("--total-timesteps", 1_000_000, COUNT, "agent steps over all workers"),
@@ -123,6 +124,7 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
         ("--max-grad-norm", 1.0, POSITIVE, "longer gradients are scaled to this"),
     ],
     "actor-critic": [
+        ("--activation", "tanh", ("tanh", "relu"), "of the policy's units; Pendulum wants relu"),
         ("--gamma", 0.99, SHARE, "discount per agent step [γ]"),
         ("--num-steps", 64, (1, 10**5), "agent steps in a segment, at most [t_max]"),
         ("--gae-lambda", 0.95, SHARE, "advantages: 0 of one step, 1 of the whole segment [λ]"),
@@ -325,9 +327,9 @@ class ActorCritic(nn.Module):
     A σ of the observation shrank wherever rewards came early, and what was learned was forgotten.
     """
 
-    def __init__(self, obs_size: int, action_size: int):
+    def __init__(self, obs_size: int, action_size: int, activation: str = "tanh"):
         super().__init__()
-        self.policy_net = Mlp(obs_size, action_size, nn.Tanh, 0.01)  # starts near 0
+        self.policy_net = Mlp(obs_size, action_size, ACTIVATIONS[activation], 0.01)
         self.log_std = nn.Parameter(torch.full((action_size,), INITIAL_LOG_STD))
         self.value_net = Mlp(obs_size, 1, nn.Tanh, 1.0)
 
@@ -414,7 +416,7 @@ class Shared:
         torch.set_num_threads(1)  # on more, the orthogonal weights have other last bits
         torch.manual_seed(args.seed)
         sizes = env.observation_space.shape[0], env.action_space.shape[0]
-        self.model = flatten(ActorCritic(*sizes)).share_memory()  # θ
+        self.model = flatten(ActorCritic(*sizes, args.activation)).share_memory()  # θ
         kind = {"adam": SharedAdam, "rmsprop": SharedRMSprop}[args.optimizer]
         self.optimizer = kind(self.model.weights, args.learning_rate)
         self.observed = ObservationStatistics(args.num_workers, sizes[0], args.normalize_obs)
@@ -1327,7 +1329,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         args = parser.parse_args(argv)
         args.resume, args.run_dir = given.resume, given.run_dir
         check(args, parser)
-        for name in {"env_id", "env_kwargs", *["optimizer"] * bool(args.resume)} & inherited:
+        resumed = {"optimizer"} if args.resume else ()
+        for name in {"env_id", "env_kwargs", "activation", *resumed} & inherited:
             if getattr(args, name) != saved[name]:
                 flag = "--" + name.replace("_", "-")
                 parser.error(f"{run} was trained with {flag} {saved[name]}: leave {flag} out")

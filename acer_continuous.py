@@ -1564,7 +1564,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         args = parser.parse_args(argv)
         args.resume, args.run_dir = given.resume, given.run_dir
         check(args, parser)
-        for name in {"env_id", "env_kwargs", *["optimizer"] * bool(args.resume)} & inherited:
+        resumed = {"optimizer"} if args.resume else ()
+        for name in {"env_id", "env_kwargs", "activation", *resumed} & inherited:
             if getattr(args, name) != saved[name]:
                 flag = "--" + name.replace("_", "-")
                 parser.error(f"{run} was trained with {flag} {saved[name]}: leave {flag} out")
