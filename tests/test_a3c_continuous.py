@@ -124,6 +124,18 @@ def test_sigma_is_a_parameter_of_each_dimension_and_policy_and_value_share_nothi
     assert all(p.grad is None for p in model.value_net.parameters())
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_the_policys_units_are_those_of_the_flag(activation):
+    args = script.parse_args(["--env-id", "InvertedPendulum-v5", "--activation", activation])
+    with script.make_env(args.env_id, 0) as env:
+        model = script.Shared(args, env).model
+    x = torch.randn(10, 4)
+    hidden = x
+    for layer in (0, 2):
+        hidden = getattr(torch, activation)(model.policy_net[layer](hidden))
+    torch.testing.assert_close(model.policy(x)[0], model.policy_net[4](hidden))
+
+
 def test_a_policy_that_is_sure_has_finite_gradients():
     model = ActorCritic(5, 3)
     with torch.no_grad():

@@ -278,6 +278,16 @@ def test_a_checkpoint_of_another_environment_is_refused(name, flag, capsys):
     assert f"was trained with --env-id {toy(name)}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+def test_a_network_of_other_units_is_refused(flag, capsys):
+    """Its weights would fit, and mean something else."""
+    torch.save(untrained("a3c_continuous"), "checkpoint.pt")
+    with pytest.raises(SystemExit) as stop:
+        module("a3c_continuous").main([flag, ".", "--activation", "relu"])
+    assert stop.value.code == 2
+    assert "was trained with --activation tanh" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_keeps_its_optimizer_and_takes_another_step_size(name, capsys):
     args = settings(name)
