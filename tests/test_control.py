@@ -78,15 +78,14 @@ def test_a_time_limit_bootstraps_and_an_end_does_not(script):
 
 
 def set_policy(script, model, mean: float, std: float) -> None:
-    """Let the policy give one mean and, where the network gives it, one deviation."""
+    """Let the policy give one mean and, where it is learned, one deviation."""
     acer = name_of(script) == "acer_continuous"
     last = (model.policy if acer else model.policy_net)[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.fill_(mean)
-        if not acer:  # σ² is a softplus of this, and the least variance
-            variance = torch.tensor(std**2 - script.MIN_VARIANCE)
-            last.bias[len(last.bias) // 2 :] = variance.expm1().log()
+        if not acer:
+            model.log_std.fill_(math.log(std))
 
 
 def std_flag(script, std: float) -> str:

@@ -33,7 +33,9 @@ def read(path: Path) -> dict:
 
 
 def first(part: dict) -> str:
-    return next(iter(part))
+    """Return the name of the first part that is a matrix, if there is one, or of the first."""
+    matrices = [name for name, x in part.items() if getattr(x, "ndim", 0) > 1]
+    return (matrices or list(part))[0]
 
 
 def change_first(change):
