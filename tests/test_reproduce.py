@@ -129,7 +129,7 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     rows = [
         ("others/wide", "--num-workers 2 --total-timesteps 300"),
-        ("lost", "--num-workers 2 --total-timesteps 4000"),
+        ("lost", "--num-workers 2 --total-timesteps 10000"),
         ("failing", "--num-workers=1 --env-id toys:FailingBox-v0"),
         ("brief", "--num-workers 1 --total-timesteps 300"),
     ]
@@ -167,8 +167,7 @@ def test_a_run_has_a_processor_for_each_worker(stopped, finished):
     assert events == [("wide", "starts"), ("wide", "finished"), ("lost", "starts")]
     events = re.findall(r"(\w+)_seed1: (starts|finished|failed)", finished.output.read_text())
     both = {events.index((name, "starts")) for name in ("brief", "failing")}
-    assert max(both) - min(both) == 1  # two at a time
-    assert max(both) < events.index(("failing", "failed"))
+    assert max(both) < events.index(("failing", "failed"))  # two at a time
 
 
 def test_ctrl_c_ends_all_and_keeps_what_is_finished(stopped):
