@@ -322,10 +322,7 @@ def flatten(model: nn.Module) -> nn.Module:
 
 
 class ActorCritic(nn.Module):
-    """The Gaussian policy's mean and standard deviation, and the value V(x), on two networks.
-
-    A σ of the observation shrank wherever rewards came early, and what was learned was forgotten.
-    """
+    """The Gaussian policy's mean and standard deviation, and the value V(x), on two networks."""
 
     def __init__(self, obs_size: int, action_size: int, activation: str = "tanh"):
         super().__init__()
