@@ -239,7 +239,9 @@ def test_workers_end_when_the_main_process_is_killed_and_the_checkpoint_is_good(
     time, so that no broken pipe tells it.
     """
     run = start(name, f"{LONG} --checkpoint-interval 0.1 --env-id {toy(name, 'Endless')}")
-    workers = wait_for(lambda: steps_printed(run) > 20 and workers_of(run.pid))
+    wait_for(lambda: steps_printed(run) > 20 and steps_kept(tmp_path) > 0)
+    workers = workers_of(run.pid)
+    assert workers
     os.kill(run.pid, signal.SIGKILL)
     wait_for(lambda: not any(alive(pid) for pid in workers), seconds=10)
     assert steps_kept(tmp_path) > 0
