@@ -23,17 +23,18 @@ checkpoint.pt, args.json and video/.
 Differences from the paper
  1. Adam is the default optimizer, one worker stepping at a time; `--optimizer rmsprop` is the
     paper's shared RMSProp, lock-free.
- 2. Two hidden layers of 128 tanh units each; the paper has one of 200 ReLU units, and an LSTM. The
-    policy's σ is a parameter of each dimension, not a function of the observation.
- 3. Observations are normalised by the running mean and variance of all workers' observations;
-    rewards are scaled by `reward_scale`, 0.1.
+ 2. Two hidden layers of 128 units each, tanh by default; the paper has one of 200 ReLU units, and
+    an LSTM. The policy's σ is a parameter of each dimension; the paper's is one for all, and a
+    function of the observation.
+ 3. Observations are normalised by the running mean and variance of all workers' observations, and
+    cut at ±10; rewards are scaled by `reward_scale`, 0.1. Actions beyond [−1, 1] are cut there.
  4. Generalised advantage estimation, with λ = 0.95 (the paper's n-step returns are λ = 1), no
-    entropy bonus (paper: 10⁻⁴), gradients of a norm of at most 1, and a learning rate that falls
-    to 0 over the run.
+    entropy bonus (paper: 10⁻⁴), half the weight on the value's error, and gradients of a norm of
+    at most 1.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same.
  6. Orthogonal initial weights.
- 7. Segments of 64 steps with a bootstrap value (paper: whole episodes).
+ 7. Segments of 64 steps with a bootstrap value (paper: whole episodes), at a time limit, too.
  8. A penalty on means beyond the actions' bounds, of `bound_coef`, 0.01.
 """
 
@@ -169,9 +170,11 @@ def generalised_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Weigh the advantages of all numbers of steps: λ trades variance for the critic's bias.
+    """Average the advantages of 1, 2, 3 … steps; a smaller λ has less variance and more bias.
 
-        A_t = Σ_k (γλ)^k δ_{t+k},   δ_t = r_t + γ V_{t+1} − V_t;   λ = 1 gives R_t − V_t
+        A_t = Σ_k (γλ)^k δ_{t+k},   δ_t = r_t + γ V_{t+1} − V_t,   V_T = bootstrap_value
+
+    The k-step advantage weighs λ^{k−1}; λ = 1 gives R_t − V_t. The bias is the critic's.
 
     Source: J. Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized
     Advantage Estimation", equation 16, https://arxiv.org/abs/1506.02438.
@@ -242,7 +245,8 @@ def a3c_loss(
         args: gamma, gae_lambda, num_steps, vf_coef, ent_coef, bound_coef.
 
     Returns:
-        The loss, with its gradient, and what is worth logging, of the update or of each state [T].
+        The loss, with its gradient, and what is worth logging, of the update or of each state,
+        [T] or [T, d].
     """
     mean, std = model.policy(segment.observations[:-1])
     values = model.value(segment.observations)
@@ -331,7 +335,7 @@ class ActorCritic(nn.Module):
         self.value_net = Mlp(obs_size, 1, nn.Tanh, 1.0)
 
     def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [..., D] to the mean, [..., d], and σ, of the same shape but the same everywhere."""
+        """Map [..., D] to the mean, [..., d], and σ, [..., d], the same for all observations."""
         mean = self.policy_net(observations)
         return mean, self.log_std.exp().expand_as(mean)
 
@@ -376,7 +380,7 @@ class ObservationStatistics:
         self.rows[rank] = pool(torch.stack([self.rows[rank], row]))
 
     def total(self) -> Tensor:
-        """Pool all rows; before a worker has added to its own, this is the last one's own place."""
+        """Pool all rows; until a worker has added one, it is the last itself, for `restore`."""
         return pool(self.rows) if self.rows[:-1].any() else self.rows[-1]
 
     def normalizer(self) -> Normalizer:
@@ -548,20 +552,20 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
     updates, next_report = [], STATISTICS_EVERY
     with make_env(args.env_id, env_seed % 2**31, env_kwargs=args.env_kwargs) as env:
         actor = Actor(args, env, shared, model, generator)
-        while (step := shared.steps()) < args.total_timesteps and not shared.stop:  # 1, 17
+        while (step := shared.steps()) < args.total_timesteps and not shared.stop:  # 1, 19
             if args.anneal_lr:
                 remaining = 1 - step / args.total_timesteps
                 shared.optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
             copy_weights(model, shared.model)  # 3
             num_steps = min(args.num_steps, args.total_timesteps - step)
-            segment, episode = actor.act(num_steps, shared.stop)  # 4 to 10
+            segment, episode = actor.act(num_steps, shared.stop)  # 4 to 11
             shared.steps_taken[rank] += len(segment.rewards)
             shared.observed.add(rank, segment.observations[:-1])
             observations = actor.normalizer(segment.observations)
             rewards = args.reward_scale * segment.rewards
             segment = segment._replace(observations=observations, rewards=rewards)
-            loss, statistics = a3c_loss(model, segment, args)  # 11 to 15
-            norm = apply_gradients(loss, model, shared, args.max_grad_norm)  # 2, 16
+            loss, statistics = a3c_loss(model, segment, args)  # 12 to 17
+            norm = apply_gradients(loss, model, shared, args.max_grad_norm)  # 2, 18
             updates.append(statistics | norm)
 
             if episode:

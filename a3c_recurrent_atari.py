@@ -419,16 +419,16 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
     options = {"reward_clip": args.reward_clip, "env_kwargs": args.env_kwargs}
     with make_env(args.env_id, env_seed % 2**31, **options) as env:
         actor = Actor(args, env, shared, model, generator)
-        while (step := shared.steps()) < args.total_timesteps and not shared.stop:  # 1, 17
+        while (step := shared.steps()) < args.total_timesteps and not shared.stop:  # 1, 19
             if args.anneal_lr:
                 remaining = 1 - step / args.total_timesteps
                 shared.optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
             copy_weights(model, shared.model)  # 3
             num_steps = min(args.num_steps, args.total_timesteps - step)
-            segment, episode = actor.act(num_steps, shared.stop)  # 4 to 10
+            segment, episode = actor.act(num_steps, shared.stop)  # 4 to 11
             shared.steps_taken[rank] += len(segment.rewards)
-            loss, statistics = a3c_loss(model, segment, args)  # 11 to 15
-            norm = apply_gradients(loss, model, shared, args.max_grad_norm)  # 2, 16
+            loss, statistics = a3c_loss(model, segment, args)  # 12 to 17
+            norm = apply_gradients(loss, model, shared, args.max_grad_norm)  # 2, 18
             updates.append(statistics | norm)
 
             if episode:

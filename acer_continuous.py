@@ -27,13 +27,13 @@ Differences from the paper
     A3C paper's, lock-free.
  2. Three separate networks for the policy's mean, V and A, of two hidden layers of 128 ReLU units
     each; the paper's share a body.
- 3. Observations are normalised by the running mean and variance of all workers' observations;
-    rewards are scaled by `reward_scale`, 0.1.
+ 3. Observations are normalised by the running mean and variance of all workers' observations, and
+    cut at ±10; rewards are scaled by `reward_scale`, 0.1. Gradients are cut at a norm of 40.
  4. A new segment is only stored, not learned from at once. Replay is of 50,000 steps over all
-    workers (paper: 5,000 a worker), with 12 replays a segment (paper: 4), and learning starts when
-    it holds `replay_start` steps; the learning rate falls to 0 over the run.
+    workers (paper: 5,000 a worker), with 12 replays a segment (paper: 4), and learning starts after
+    `replay_start` steps of all workers; the learning rate falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
-    same.
+    same. A segment ends with its episode, and has a bootstrap value at a time limit.
  6. Orthogonal initial weights.
 """
 
@@ -498,7 +498,7 @@ class ObservationStatistics:
         self.rows[rank] = pool(torch.stack([self.rows[rank], row]))
 
     def total(self) -> Tensor:
-        """Pool all rows; before a worker has added to its own, this is the last one's own place."""
+        """Pool all rows; until a worker has added one, it is the last itself, for `restore`."""
         return pool(self.rows) if self.rows[:-1].any() else self.rows[-1]
 
     def normalizer(self) -> Normalizer:
