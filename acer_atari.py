@@ -173,7 +173,7 @@ def retrace(
         rewards: [T], r_t, received after a_t.
         q_taken: [T], Q(x_t, a_t).
         values: [T], V(x_t).
-        trace_coef: [T], c_t: min(1, ρ_t) in ACER; min(1, ρ_t^{1/d}) or 1 in its continuous form.
+        trace_coef: [T], c_t: min(1, ρ_t) in ACER; λ min(1, ρ_t^{1/d}) or λ in its continuous form.
         bootstrap_value: V of the observation after the last step; 0 if that step terminated.
         gamma: discount per step, in [0, 1].
 

@@ -29,12 +29,13 @@ Differences from the paper
     each; the paper's share a body.
  3. Observations are normalised by the running mean and variance of all workers' observations, and
     cut at ±10; rewards are scaled by `reward_scale`, 0.1. Gradients are cut at a norm of 40.
- 4. A new segment is only stored, not learned from at once. Replay is of 50,000 steps over all
+ 4. A new segment is only stored, not learned from at once. Replay is of 15,000 steps over all
     workers (paper: 5,000 a worker), with 12 replays a segment (paper: 4), and learning starts after
     `replay_start` steps of all workers; the learning rate falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
     same. A segment ends with its episode, and has a bootstrap value at a time limit.
  6. Orthogonal initial weights.
+ 7. Retrace and Q^opc with λ = 0.95, as Retrace's own paper allows; the paper's are λ = 1.
 """
 
 import argparse
@@ -130,7 +131,8 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
         ("--reward-scale", 0.1, POSITIVE, "factor on rewards, for learning only"),
     ],
     "ACER": [
-        ("--replay-size", 50_000, COUNT, "steps kept, over all workers"),
+        ("--retrace-lambda", 0.95, SHARE, "traces: 0 of one step, 1 as long as they go [λ]"),
+        ("--replay-size", 15_000, COUNT, "steps kept, over all workers"),
         ("--replay-ratio", 12.0, (1e-9, 1e6), "replays per segment, mean [r]"),
         ("--replay-start", 1_000, COUNT, "steps before the first replay"),
         ("--rho-clip", 5.0, POSITIVE, "truncation of importance weights [c]"),
@@ -172,7 +174,7 @@ def retrace(
         rewards: [T], r_t, received after a_t.
         q_taken: [T], Q(x_t, a_t).
         values: [T], V(x_t).
-        trace_coef: [T], c_t: min(1, ρ_t) in ACER; min(1, ρ_t^{1/d}) or 1 in its continuous form.
+        trace_coef: [T], c_t: min(1, ρ_t) in ACER; λ min(1, ρ_t^{1/d}) or λ in its continuous form.
         bootstrap_value: V of the observation after the last step; 0 if that step terminated.
         gamma: discount per step, in [0, 1].
 
@@ -315,6 +317,8 @@ def acer_loss(
                                     +  vf_coef · (V^target_t − V(x_t))²]
         V^target_t = min(1, ρ_t) (Q^ret_t − Q̃(x_t, a_t)) + V(x_t)
 
+    Q^ret is Retrace with c_t = λ min(1, ρ_t^{1/d}), Q^opc with c_t = λ. With λ = 1, the paper's,
+    Q^opc sums all rewards up to the segment's end; a smaller λ has less variance and more bias.
     z*, Q^ret and V^target are held fixed; the draws u_i carry no gradient, A(x, u_i) does.
 
     Source: Wang et al. (2017), section 5 and Algorithm 3, https://arxiv.org/abs/1611.01224.
@@ -324,8 +328,8 @@ def acer_loss(
             advantage [T, D], [..., T, d] → [..., T].
         average_model: the policy at the centre of the trust region, θ_a.
         segment: T steps, 1 ≤ T ≤ num_steps, its observations normalised.
-        args: gamma, num_steps, q_coef, vf_coef, rho_clip, bias_correction, trust_region,
-            trust_region_delta, policy_std, dueling_samples.
+        args: gamma, num_steps, q_coef, vf_coef, retrace_lambda, rho_clip, bias_correction,
+            trust_region, trust_region_delta, policy_std, dueling_samples.
         generator: of the draws a' and u_i.
 
     Returns:
@@ -350,7 +354,7 @@ def acer_loss(
         trace_coef = rho.pow(1 / actions.shape[1]).clamp_max(1)
         q_ret, q_opc = (
             retrace(segment.rewards, q_tilde, values, trace, bootstrap_value, args.gamma)
-            for trace in (trace_coef, torch.ones_like(rho))
+            for trace in args.retrace_lambda * torch.stack([trace_coef, torch.ones_like(rho)])
         )
         g = gaussian_policy_gradient(
             phi,

@@ -129,6 +129,7 @@ def settings(**changes) -> Namespace:
         "num_steps": 20,
         "q_coef": 0.7,
         "vf_coef": 0.4,
+        "retrace_lambda": 0.8,
         "rho_clip": 1.3,
         "bias_correction": True,
         "trust_region": True,
@@ -190,14 +191,17 @@ def gradient_by_hand(model, average_model, segment, args, noise):
         loss = loss + args.vf_coef * (v_target - v) ** 2
         for into, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
             into += gradient / args.num_steps
-        q_ret = min(1, rho ** (1 / size)) * (q_ret - q.item()) + v.item()
-        q_opc = q_opc - q.item() + v.item()
+        q_ret = args.retrace_lambda * min(1, rho ** (1 / size)) * (q_ret - q.item()) + v.item()
+        q_opc = args.retrace_lambda * (q_opc - q.item()) + v.item()
     return total, active, returns
 
 
 @pytest.mark.parametrize("size", [1, 2, 6])
 @pytest.mark.parametrize(("length", "terminated"), [(1, True), (1, False), (7, True), (20, False)])
-@pytest.mark.parametrize("changes", [{}, {"trust_region": False}, {"bias_correction": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"trust_region": False}, {"bias_correction": False}, {"retrace_lambda": 1.0}],
+)
 def test_the_loss_has_the_gradient_of_algorithm_3(size, length, terminated, changes, monkeypatch):
     double_randn(monkeypatch)
     model, average_model = Linear(1, action_size=size), Linear(2, action_size=size)

@@ -122,7 +122,7 @@ class Session:
             if now >= next_look:
                 for pid, size in memory_of_group(self.process.pid).items():
                     self.memory[pid].append((now - self.began, size))
-                next_look = now + 5
+                next_look = now + random.uniform(2, 5)  # not in step with the checkpoints
             time.sleep(0.05)
 
     def read_checkpoint(self) -> None:
