@@ -212,8 +212,9 @@ def keep(run: Run, result: dict, table: Path) -> None:
 def started(argv: list[str], lock: io.TextIOBase):
     """Start a script that ends with this process, however this one ends.
 
-    Its guard, a shell, waits for the end of a pipe, which comes even after a kill -9. The script
-    holds the folder's lock, too, so that a second try waits until it is gone.
+    Its guard, a shell, waits for the end of a pipe, which comes even after a kill -9, then lets the
+    script save what it has, for a minute at most. The script holds the folder's lock, too, so that
+    a second try waits until it is gone.
     """
     apart = {"start_new_session": True}  # or Ray ends the guard with a lost worker
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
@@ -221,7 +222,9 @@ def started(argv: list[str], lock: io.TextIOBase):
     process = subprocess.Popen(
         command, pass_fds=[lock.fileno()], errors="replace", **output, **apart
     )
-    guard = ["sh", "-c", f"cat; kill -s KILL -- -{process.pid}"]
+    group = f"-- -{process.pid}"
+    left = f"i=0; while kill -s 0 {group} && [ $((i += 1)) -le 60 ]; do sleep 1; done"
+    guard = ["sh", "-c", f"cat; kill -s TERM {group}; {left}; kill -s KILL {group}"]
     guard = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **apart)
     try:
         yield process
@@ -229,8 +232,8 @@ def started(argv: list[str], lock: io.TextIOBase):
         guard.kill()
     finally:
         guard.stdin.close()
+        process.wait()  # first, since the guard sees a process until somebody has waited for it
         guard.wait()
-        process.wait()
 
 
 def progress(line: str) -> list[str]:

@@ -152,7 +152,7 @@ def finished(stopped):
         session.until(lambda: session.steps("lost") > stopped.kept)
         orphan = session.training("lost")
         os.kill(parent_of(orphan), signal.SIGKILL)
-        wait_for(lambda: orphan not in command_lines(), 3)  # it prints nothing that would end it
+        wait_for(lambda: orphan not in command_lines(), 15)  # it prints nothing that would end it
         session.kept = session.steps("lost")
         session.until(lambda: session.steps("lost") > session.kept)
         os.kill(session.training("lost"), signal.SIGKILL)
