@@ -29,7 +29,7 @@ Differences from the paper
     each; the paper's share a body.
  3. Observations are normalised by the running mean and variance of all workers' observations, and
     cut at ±10; rewards are scaled by `reward_scale`, 0.1. Gradients are cut at a norm of 40.
- 4. A new segment is only stored, not learned from at once. Replay is of 15,000 steps over all
+ 4. A new segment is only stored, not learned from at once. Replay is of 50,000 steps over all
     workers (paper: 5,000 a worker), with 12 replays a segment (paper: 4), and learning starts after
     `replay_start` steps of all workers; the learning rate falls to 0 over the run.
  5. Losses are divided by `num_steps`, whatever a segment's length, so that every state weighs the
@@ -132,7 +132,7 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
     ],
     "ACER": [
         ("--retrace-lambda", 0.95, SHARE, "traces: 0 of one step, 1 as long as they go [λ]"),
-        ("--replay-size", 15_000, COUNT, "steps kept, over all workers"),
+        ("--replay-size", 50_000, COUNT, "steps kept, over all workers"),
         ("--replay-ratio", 12.0, (1e-9, 1e6), "replays per segment, mean [r]"),
         ("--replay-start", 1_000, COUNT, "steps before the first replay"),
         ("--rho-clip", 5.0, POSITIVE, "truncation of importance weights [c]"),
