@@ -21,7 +21,7 @@ cd "$folder"
 python3 -m venv venv
 venv/bin/python -m pip install --quiet ale-py==0.12.1 gymnasium==1.4.0 numpy==2.4.6
 
-seen=$(venv/bin/python - <<'PY' 2>/dev/null
+seen=$(venv/bin/python - <<'PY'
 from collections import Counter
 
 import numpy as np

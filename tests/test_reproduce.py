@@ -178,6 +178,25 @@ def test_ctrl_c_ends_all_and_keeps_what_is_finished(stopped):
     assert (stopped.folder / "others" / "wide_seed1.csv").is_file()
 
 
+def test_a_run_that_is_ended_saves_its_steps_first(tmp_path, monkeypatch):
+    """Its only checkpoint until then is the one of its start."""
+    monkeypatch.syspath_prepend(ROOT / "results")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    flags = "--num-workers 1 --log-interval 0.2 --checkpoint-interval 1000000 --run-dir"
+    argv = [ROOT / "a3c_continuous.py", *TINY.split(), *flags.split(), tmp_path / "run"]
+    started, ended = importlib.import_module("reproduce").started, KeyboardInterrupt
+    with (
+        open(tmp_path / "lock", "w") as lock,
+        contextlib.suppress(ended),
+        started(argv, lock) as process,
+    ):
+        for line in process.stdout:
+            if found := re.match(r" *([1-9][\d,]*) steps", line):
+                raise ended
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["steps"] >= int(found[1].replace(",", ""))
+
+
 def test_a_lost_run_goes_on_from_its_checkpoint_and_is_finished(stopped, finished):
     said = re.findall(r"lost_seed1: goes on from .+ step ([\d,]+), on", finished.output.read_text())
     steps = [int(text.replace(",", "")) for text in said]
