@@ -49,6 +49,7 @@ import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import random
 import re
 import resource
 import shlex
@@ -620,6 +621,7 @@ def worker(rank: int, args: Namespace, shared: Shared, connection: Connection) -
     """
     seeds = np.random.SeedSequence([args.seed, rank, shared.start])
     env_seed, action_seed = (int(word) for word in seeds.generate_state(2))
+    seed_libraries(env_seed)
     rng = np.random.default_rng(seeds)
     generator = torch.Generator().manual_seed(action_seed)
     model = copy.deepcopy(shared.model)
@@ -912,16 +914,28 @@ def make_env(
 # Checkpoint, logging, evaluation ==================================================================
 
 
+def seed_libraries(seed: int) -> None:
+    """Seed the generators that environments may draw from beside their own.
+
+    Workers are copies of one process, and would all draw the same from NumPy's and torch's.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the generator that is meant)
+    torch.manual_seed(seed)
+
+
 def open_env(args: Namespace, seed: int, render_mode: str | None = None) -> gym.Env:
     """Make an environment and try what will be asked of it; end with one line if that fails."""
     if render_mode == "rgb_array" and sys.platform == "linux":  # for libraries that are yet to come
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("SDL_VIDEODRIVER", "offscreen")
+    seed_libraries(seed)
     try:
         env = make_env(args.env_id, seed, render_mode=render_mode, env_kwargs=args.env_kwargs)
         env.step(env.action_space.sample())
         if render_mode == "rgb_array":
             picture(env)
+        seed_libraries(seed)  # once more: the step may have drawn
         env.reset(seed=seed)
         return env
     except Exception as error:

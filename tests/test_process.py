@@ -94,6 +94,30 @@ def test_without_control_groups_the_affinity_counts(name, monkeypatch):
     assert module(name).usable_processors() == 3
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_environments_draw_from_libraries_differs_between_workers_and_repeats(name, tmp_path):
+    """NumPy's and torch's own generators would be copies of one in all workers."""
+    script, starts, small = module(name), [], " ".join(TINY[name].split()[2:])
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        argv = f"{small} --num-workers 2 --total-timesteps 60 --run-dir {folder / 'run'}".split()
+        argv += ["--env-id", toy(name, "Drawing", "trouble")]
+        argv += ["--env-kwargs", json.dumps({"folder": str(folder)})]
+        script.train(script.parse_args(argv))
+        starts.append({path.read_text().split("\n")[0] for path in folder.glob("worker-*")})
+    assert starts[0] == starts[1]
+
+    (main,), played = folder.glob("main-*"), []
+    for _ in range(2):
+        main.unlink()
+        argv = f"--evaluate {folder / 'run'} --env-id {toy(name, 'Drawing', 'trouble')} --seed 3"
+        script.evaluate(script.parse_args(argv.split()))
+        played.append(main.read_text())
+    assert played[0] == played[1]
+    draws = [x for line in [*starts[0], played[0].split("\n")[0]] for x in line.split()]
+    assert len(set(draws)) == len(draws) == 9
+
+
 def test_a_thread_beside_the_main_one_can_train(tmp_path):
     """As in a notebook's server or a job of a larger program."""
     script, caught = module("a3c_continuous"), []

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -74,6 +75,27 @@ class Inspector(DelayedCue):
         return super().step(action)
 
 
+class Drawing(DelayedCue):
+    """Draw from the libraries' own generators at every reset and step, and write it down."""
+
+    def __init__(self, folder: str = ".", render_mode: str | None = None):
+        super().__init__(render_mode=render_mode)
+        self.path = Path(folder, f"{'worker' if in_a_worker() else 'main'}-{os.getpid()}")
+
+    def draw(self):
+        with open(self.path, "a") as file:
+            numpys = np.random.random()  # noqa: NPY002 (the one that all of a process share)
+            print(random.random(), numpys, float(torch.rand(())), file=file)
+
+    def reset(self, *, seed=None, options=None):
+        self.draw()
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.draw()
+        return super().step(action)
+
+
 class Closing(DelayedCue):
     """Leave a file when it is closed by a worker."""
 
@@ -125,7 +147,7 @@ class Small(DelayedCue):
     observation_space = gym.spaces.Box(0, 255, (10,), np.uint8)
 
 
-for environment in (Inspector, Closing, Quitting, Breaking, Slow, Small):
+for environment in (Inspector, Drawing, Closing, Quitting, Breaking, Slow, Small):
     name = environment.__name__
     gym.register(f"{name}-v0", environment)
     gym.register(f"{name}Box-v0", lambda cls=environment, **kwargs: InABox(cls(**kwargs)))
