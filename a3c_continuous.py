@@ -777,9 +777,13 @@ def make_env(
     if not all((np.abs(x.astype(np.float64)) < limit).all() for x in (actions.low, actions.high)):
         raise ValueError(f"unbounded actions, {actions}: wrap it in one that gives them bounds")
     if any(kind in str(observations) for kind in ("Text(", "Sequence(", "Graph(")):
-        raise ValueError(f"{observations} observations, which cannot be flattened to numbers")
-    if observations.dtype == np.uint8 and len(observations.shape) > 1:
-        raise ValueError(f"pictures, {observations}: the *_continuous.py scripts see numbers")
+        raise ValueError(f"observations that cannot be flattened to numbers, {observations}")
+    pictures = observations.dtype == np.uint8 and len(observations.shape) > 1
+    if pictures or gym.spaces.flatdim(observations) > 20_000:  # a layer of 5 M weights
+        raise ValueError(
+            "the *_continuous.py scripts see numbers, at most 20,000, and no pictures, which "
+            f"FilterObservation can leave out of a Dict. These are {observations}"
+        )
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     env = gym.wrappers.RecordEpisodeStatistics(Control(env), stats_key=EPISODE)
@@ -817,7 +821,8 @@ def open_env(args: Namespace, seed: int, render_mode: str | None = None) -> gym.
     except Exception as error:
         old = re.search(r"'seed'|'options'|values to unpack", str(error))
         hint = " (Gymnasium: reset(seed, options) gives 2 values, step(action) 5)" if old else ""
-        fail(f"--env-id {args.env_id}: {type(error).__name__}: {error}{hint}")
+        text = re.sub(r"(.{600}).+", r"\1 ...", str(error), flags=re.DOTALL)  # arrays and all
+        fail(f"--env-id {args.env_id}: {type(error).__name__}: {text}{hint}")
 
 
 @contextlib.contextmanager

@@ -830,9 +830,10 @@ def as_screens(env: gym.Env) -> gym.Env:
     shape = space.shape[:-1] if space.shape and space.shape[-1] in (1, 3) else space.shape
     if space.dtype != np.uint8 or len(shape or ()) != 2:
         raise ValueError(
-            f"{space} observations; the *_atari.py scripts see uint8 pictures, [height, width] or "
-            "[height, width, 3], of 0 to 255. TransformObservation can take one out of a Dict, and "
-            "multiply floats of 0 to 1 (DtypeObservation alone would make nearly all of them 0)"
+            "the *_atari.py scripts see uint8 pictures of 0 to 255, [height, width] or "
+            "[height, width, 3]. TransformObservation can take one out of a Dict, and multiply "
+            "floats of 0 to 1 (DtypeObservation alone would make nearly all of them 0). "
+            f"These are {space}"
         )
     rgb, top = space.shape == (*shape, 3), int(space.high.max())
     shown = gym.spaces.Box(0, 255, space.shape if rgb else shape, np.uint8)
@@ -941,7 +942,8 @@ def open_env(args: Namespace, seed: int, render_mode: str | None = None) -> gym.
     except Exception as error:
         old = re.search(r"'seed'|'options'|values to unpack", str(error))
         hint = " (Gymnasium: reset(seed, options) gives 2 values, step(action) 5)" if old else ""
-        fail(f"--env-id {args.env_id}: {type(error).__name__}: {error}{hint}")
+        text = re.sub(r"(.{600}).+", r"\1 ...", str(error), flags=re.DOTALL)  # arrays and all
+        fail(f"--env-id {args.env_id}: {type(error).__name__}: {text}{hint}")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+import toys
 from gymnasium.envs.mujoco import mujoco_rendering
 from harness import CONTINUOUS, make_shared, module, weights_file
 
@@ -380,6 +381,37 @@ def test_evaluation_repeats_with_its_seed_and_differs_with_another(script, tmp_p
         actions.clear()
     assert np.array_equal(games[0], games[1])
     assert not np.array_equal(games[0], games[2])
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (gym.spaces.Box(0, 255, (9, 9), np.uint8), "no pictures"),
+        (gym.spaces.Dict({"top": gym.spaces.Box(0, 255, (240, 320, 3), np.uint8)}), "Filter"),
+        (gym.spaces.Tuple([gym.spaces.Box(-1, 1, (7, 3_000)), gym.spaces.Discrete(3)]), "20,000"),
+        (gym.spaces.Dict({"word": gym.spaces.Text(3)}), "flattened"),
+    ],
+)
+def test_observations_that_are_pictures_or_no_numbers_are_refused(
+    script, space, words, monkeypatch
+):
+    """A network for a camera's picture of 480×640 took 20 GB before its first step."""
+    monkeypatch.setattr(toys.InABox, "observation_space", space)
+    with pytest.raises(ValueError, match=words):
+        script.make_env("toys:DelayedCueBox-v0", 0)
+
+
+def test_a_long_error_of_an_environment_is_cut(script, monkeypatch):
+    """MuJoCo's bindings print all of their arguments' arrays."""
+
+    def fail(self, **options):
+        raise TypeError("incompatible arguments: " + "\n0.1 0.2" * 1_000)
+
+    monkeypatch.setattr(toys.DelayedCue, "reset", fail)
+    args = script.parse_args(["--env-id", "toys:DelayedCueBox-v0"])
+    with pytest.raises(SystemExit, match="TypeError: incompatible arguments") as ended:
+        script.open_env(args, 0)
+    assert len(str(ended.value)) < 800
 
 
 def test_pictures_follow_the_robot(script, monkeypatch):
