@@ -34,14 +34,18 @@ PACKAGES = {
     "flappy-bird": "matplotlib==3.11.2; flappy-bird-gymnasium==0.4.0",
     "gym-pusht": "pymunk==6.11.1 shapely==2.2.0; gym-pusht==0.1.8",
     "highway-env": "highway-env==1.12.1",
+    "memory-gym": "pygame-ce; memory-gym==1.0.2",
     "metaworld": "metaworld==3.0.0",  # 3.1.1 wants mujoco 3.3.0
     "minigrid": "minigrid==3.2.0",
     "miniworld": "miniworld==2.1.0",
     "mo-gymnasium": "scipy==1.17.1; mo-gymnasium==1.3.2",
+    "myosuite": "flatten-dict gitpython h5py sk-video termcolor; myo-sim==0.2.4 myosuite==3.0.0",
     "panda-gym": "panda-gym==3.0.7 pybullet==3.2.7",
     "pybullet-envs": "pybullet-envs-gymnasium==0.6.0 pybullet==3.2.7",
     "PyFlyt": "numba==0.68.1 pettingzoo==1.27.0 pybullet==3.2.7 pyyaml scipy; PyFlyt==0.29.0",
     "robotics": "gymnasium-robotics==1.4.2",
+    "stable-retro": "stable-retro==1.0.1",
+    "tetris": "chex==0.1.92; tetris-gymnasium==0.3.1",
     "vizdoom": "vizdoom==1.3.2",
 }
 # Package, script, --env-id, --env-kwargs.
@@ -56,6 +60,7 @@ flappy-bird   acer_atari thirdparty_envs:FlappyBird-v0
 gym-pusht     acer_continuous gym_pusht:gym_pusht/PushT-v0
 highway-env   acer_continuous highway_env:parking-v0
 highway-env   a3c_continuous highway_env:racetrack-v1
+memory-gym    a3c_recurrent_atari memory_gym:MortarMayhem-Grid-v0
 metaworld     acer_continuous metaworld:Meta-World/MT1 {"env_name":"reach-v3"}
 metaworld     a3c_continuous metaworld:Meta-World/MT1 {"env_name":"drawer-open-v3","seed":1}
 minigrid      acer_atari thirdparty_envs:MiniGrid-v0 {"name":"MiniGrid-DoorKey-5x5-v0"}
@@ -63,6 +68,7 @@ minigrid      a3c_recurrent_atari thirdparty_envs:MiniGrid-v0 {"name":"MiniGrid-
 miniworld     a3c_recurrent_atari miniworld:MiniWorld-Hallway-v0
 mo-gymnasium  acer_continuous thirdparty_envs:Sum-v0 {"name":"mo-hopper-v5","weights":[1,1,1]}
 mo-gymnasium  a3c_continuous thirdparty_envs:Sum-v0 {"name":"mo-halfcheetah-v5","weights":[1,0.1]}
+myosuite      acer_continuous myosuite:myoElbowPose1D6MRandom-v0
 panda-gym     acer_continuous panda_gym:PandaReachDense-v3
 panda-gym     a3c_continuous panda_gym:PandaPushDense-v3
 pybullet-envs acer_continuous pybullet_envs_gymnasium:HopperBulletEnv-v0
@@ -73,6 +79,8 @@ robotics      acer_continuous gymnasium_robotics:FetchReachDense-v4
 robotics      acer_continuous gymnasium_robotics:HandReachDense-v3
 robotics      acer_continuous gymnasium_robotics:PointMaze_UMazeDense-v3
 robotics      a3c_continuous gymnasium_robotics:FetchPushDense-v4
+stable-retro  acer_atari thirdparty_envs:Retro-v0 {"game":"Airstriker-Genesis-v0"}
+tetris        acer_atari thirdparty_envs:Tetris-v0
 vizdoom       acer_atari thirdparty_envs:Vizdoom-v0 {"name":"VizdoomBasic-v1"}
 vizdoom       a3c_recurrent_atari thirdparty_envs:Vizdoom-v0 {"name":"VizdoomTakeCover-v1"}
 """

@@ -38,7 +38,25 @@ def flappy_bird(**options) -> gym.Env:
     return gym.wrappers.AddRenderObservation(env, render_only=True)
 
 
+def tetris(**options) -> gym.Env:
+    """Give the board and what comes next as an RGB picture."""
+    from tetris_gymnasium.envs import tetris  # noqa: F401
+    from tetris_gymnasium.wrappers.observation import RgbObservation
+
+    return RgbObservation(gym.make("tetris_gymnasium/Tetris", **options))
+
+
+def retro(game: str, **options) -> gym.Env:
+    """Give a console's game a number for each useful combination of its buttons."""
+    import stable_retro
+
+    buttons = stable_retro.Actions.DISCRETE
+    return stable_retro.make(game, use_restricted_actions=buttons, **options)
+
+
 gym.register("MiniGrid-v0", minigrid)
+gym.register("Tetris-v0", tetris)
+gym.register("Retro-v0", retro)
 gym.register("Vizdoom-v0", vizdoom)
 gym.register("Sum-v0", weighted_sum)
 gym.register("FlappyBird-v0", flappy_bird)
