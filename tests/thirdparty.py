@@ -39,7 +39,8 @@ PACKAGES = {
     "minigrid": "minigrid==3.2.0",
     "miniworld": "miniworld==2.1.0",
     "mo-gymnasium": "scipy==1.17.1; mo-gymnasium==1.3.2",
-    "myosuite": "flatten-dict gitpython h5py sk-video termcolor; myo-sim==0.2.4 myosuite==3.0.0",
+    "myosuite": "colorednoise flatten-dict h5py imageio[ffmpeg] joblib ml-collections scikit-learn "
+    "termcolor; myo-sim==0.2.4 myosuite==3.0.0",
     "panda-gym": "panda-gym==3.0.7 pybullet==3.2.7",
     "pybullet-envs": "pybullet-envs-gymnasium==0.6.0 pybullet==3.2.7",
     "PyFlyt": "numba==0.68.1 pettingzoo==1.27.0 pybullet==3.2.7 pyyaml scipy; PyFlyt==0.29.0",
