@@ -114,7 +114,9 @@ def test_what_environments_draw_from_libraries_differs_between_workers_and_repea
         script.evaluate(script.parse_args(argv.split()))
         played.append(main.read_text())
     assert played[0] == played[1]
-    draws = [x for line in [*starts[0], played[0].split("\n")[0]] for x in line.split()]
+    made, _, again, *_ = played[0].split("\n")  # between them a step to try it out
+    assert made == again
+    draws = [x for line in [*starts[0], made] for x in line.split()]
     assert len(set(draws)) == len(draws) == 9
 
 
