@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # /// script
-# requires-python = ">=3.11,<3.14"
+# requires-python = ">=3.11,<3.15"
 # dependencies = ["torch==2.13.0", "gymnasium[classic-control,mujoco]==1.4.0", "mujoco==3.10.0",
 #     "ale-py==0.12.1", "numpy==2.4.6", "opencv-python==5.0.0.93", "tensorboard==2.21.0"]
 # ///

@@ -35,7 +35,7 @@ def test_a_script_names_the_pinned_packages_of_requirements_txt(name):
     metadata = tomllib.loads("".join(line[2:] for line in block.splitlines(keepends=True)))
     assert metadata["dependencies"] == (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in package for package in metadata["dependencies"])
-    assert metadata["requires-python"] == ">=3.11,<3.14"
+    assert metadata["requires-python"] == ">=3.11,<3.15"
 
 
 def test_both_readmes_are_short():
