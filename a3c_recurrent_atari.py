@@ -1003,9 +1003,12 @@ def stop_on_signals(stop: Tensor) -> Iterator[list[int]]:
     alone = threading.current_thread() is threading.main_thread()
     heard = [s for s in SIGNALS if alone and signal.getsignal(s) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, request_stop) for signum in heard}
+    # What a Ray task starts inherits that SIGINT is blocked, and would never hear it.
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
     try:
         yield came
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for signum, handler in before.items():
             signal.signal(signum, handler)
 

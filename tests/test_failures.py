@@ -109,6 +109,20 @@ def test_one_signal_that_comes_twice_stops_as_one_does(start, tmp_path):
     assert steps_kept(tmp_path) > 100
 
 
+def test_ctrl_c_is_heard_by_a_run_that_was_started_with_it_blocked(start, tmp_path):
+    """As what a Ray task starts is: a mask is inherited, unlike a handler."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        run = start("a3c_continuous", LONG)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    learning(run)
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130
+    assert run.errors.read_text() == ""
+    assert steps_kept(tmp_path) > 100
+
+
 def test_a_second_signal_that_comes_later_ends_the_run_at_once(start, tmp_path):
     run = start("acer_atari", f"{LONG} --env-id {toy('acer_atari', 'Stuck')}")
     wait_for(lambda: list(tmp_path.glob("stuck-*")))
