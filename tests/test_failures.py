@@ -387,8 +387,13 @@ def test_a_signal_before_any_worker_starts_is_obeyed(tmp_path, monkeypatch):
         start_workers(*arguments)
 
     monkeypatch.setattr(script, "start_workers", interrupt)
-    with pytest.raises(SystemExit) as stop:
-        script.train(script.parse_args(tiny("acer_atari", tmp_path / "run")))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # as in a Ray task
+    try:
+        with pytest.raises(SystemExit) as stop:
+            script.train(script.parse_args(tiny("acer_atari", tmp_path / "run")))
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGINT}  # as it was
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert stop.value.code == 130
     assert steps_kept(tmp_path) == 0
 
