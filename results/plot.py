@@ -34,16 +34,21 @@ AXES = {"step": (1e6, "million agent steps"), "seconds": (3600, "hours")}  # div
 OVERVIEW = ["pong", "breakout", "HalfCheetah-v5"]
 ABLATION_STEPS = 800_000
 REPLAY = {  # a setting: its colour, and the files of its seeds
-    "4 replays a segment": ("#1f77b4", "curves/acer_atari_pong_seed*.csv"),
+    "4 replays a segment": ("#1f77b4", "curves/acer_atari_pong_seed[12].csv"),
     "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
     "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
     "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
     "A3C, LSTM": ("#ff7f0e", "curves/a3c_recurrent_atari_pong_seed*.csv"),
 }
 BRIGHTNESS = {
-    "median subtracted": ("#1f77b4", "curves/acer_atari_pong_seed*.csv"),
+    "median subtracted": ("#1f77b4", "curves/acer_atari_pong_seed[12].csv"),
     "mean subtracted": ("#17becf", "ablation/mean_subtracted_seed*.csv"),
     "kept": ("#8c564b", "ablation/brightness_kept_seed*.csv"),
+}
+RACE = {  # one after the other on one machine
+    "ACER": ("#1f77b4", "curves/acer_atari_pong_seed3.csv"),
+    "PPO, Stable-Baselines3": ("#2ca02c", "race/sb3_ppo_pong_seed3.csv"),
+    "A2C, Stable-Baselines3": ("#d62728", "race/sb3_a2c_pong_seed3.csv"),
 }
 ABLATION = [  # a panel's title, its axis, its settings
     ("Pong: replay and trust region", "step", REPLAY),
@@ -123,16 +128,20 @@ def draw(path: Path, panels: list[Panel], columns: int) -> None:
         plt.close(figure)
 
 
-def games_panel(game: str, runs: dict[str, list], x: str, y: str) -> Panel:
-    """Show both scripts on a game."""
+def games_panel(game: str, runs: dict[str, list], y: str = "return") -> Panel:
+    """Show both scripts on a game, by the step."""
     scripts = sorted(runs, reverse=True)  # ACER first
     settings = {LABELS[s]: (COLOURS[s.partition("_")[0]], runs[s]) for s in scripts}
     atari = any("atari" in script for script in runs)
     title = game.replace("_", " ").title() if atari else game
-    if x == "seconds":
-        title += ", by the clock"
     many = max(len(run["step"]) for seeds in runs.values() for run in seeds) > 3_000
-    return Panel(title, settings, 100 if atari or many else 20, x, y)
+    return Panel(title, settings, 100 if atari or many else 20, "step", y)
+
+
+def race_panel() -> Panel:
+    """Show ACER beside other libraries by the clock."""
+    runs = {name: (colour, [read(HERE / file)]) for name, (colour, file) in RACE.items()}
+    return Panel("Pong on two cores, by the clock", runs, 100, "seconds", "return")
 
 
 def draw_games() -> None:
@@ -144,13 +153,11 @@ def draw_games() -> None:
         ).groups()
         found[game][script].append(read(path))
     for game, runs in found.items():
-        compared = "a3c_recurrent_atari" in runs  # with ACER, on the same machine
-        axes = ("step", "seconds") if compared else ("step",)
-        panels = [games_panel(game, runs, x, "return") for x in axes]
+        panels = [games_panel(game, runs)] + [race_panel()] * (game == "pong")
         draw(HERE / f"{game}_return.png", panels, len(panels))
         if any(np.ptp(run["length"]) for seeds in runs.values() for run in seeds):
-            draw(HERE / f"{game}_length.png", [games_panel(game, runs, "step", "length")], 1)
-    overview = [games_panel(game, found[game], "step", "return") for game in OVERVIEW]
+            draw(HERE / f"{game}_length.png", [games_panel(game, runs, "length")], 1)
+    overview = [games_panel(game, found[game]) for game in OVERVIEW]
     draw(HERE / "overview.png", overview, len(overview))
 
 
