@@ -8,8 +8,8 @@
 # What happens: the solver of contacts starts from the accelerations that it found last, and
 #   set_state, which runs it once with the actuators as they were left, overwrites those instead of
 #   restoring them. What comes next hangs on what was played before: last bits at first (Humanoid,
-#   0.00002 of a position after one step), which contacts multiply: 200 steps of Ant gave returns of
-#   -80, -125 and -111. mjSTATE_FULLPHYSICS leaves the same out; mj_copyData does not.
+#   0.00002 of a position or velocity after one step), which contacts multiply: 200 steps of Ant gave
+#   returns of -80, -125 and -111. mjSTATE_FULLPHYSICS leaves the same out; mj_copyData does not.
 # Why it matters: planners and tree searches that set a state, try actions and set it again compare
 #   them with different luck; a "same start" for two policies is none; stored states do not replay.
 set -euo pipefail

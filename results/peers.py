@@ -6,7 +6,7 @@
 # ///
 """Train another library's algorithm on an Atari game, for a race by the clock.
 
-    python results/peers.py ppo --minutes 60 --output results/race/sb3_ppo_pong_seed3.csv --seed 3
+    python results/peers.py ppo --minutes 36 --seed 3 --output results/race/sb3_ppo_pong_seed3.csv
 
 PPO and A2C of Stable-Baselines3 with the settings of its zoo for Atari, for 10 M steps; see
 https://github.com/DLR-RM/rl-baselines3-zoo/tree/master/hyperparams. Every finished game becomes a
@@ -16,7 +16,7 @@ not this project.
 
 import time
 
-BEGAN = time.monotonic()  # before what takes seconds to import, as in the scripts
+BEGAN = time.monotonic()  # before what takes seconds to import: a user waits for it, too
 
 import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
