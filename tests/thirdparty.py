@@ -33,6 +33,8 @@ PACKAGES = {
     "dm_control": "shimmy[dm-control]==2.0.1 dm-control==1.0.43",  # newer ones want a newer mujoco
     "flappy-bird": "matplotlib==3.11.2; flappy-bird-gymnasium==0.4.0",
     "gym-pusht": "pymunk==6.11.1 shapely==2.2.0; gym-pusht==0.1.8",
+    "hackatari": "keyboard pandas pyfiglet pygame-ce scikit-image scikit-learn seaborn termcolor "
+    "tqdm; ocatari==2.2.1 hackatari==0.0.6",
     "highway-env": "highway-env==1.12.1",
     "memory-gym": "pygame-ce; memory-gym==1.0.2",
     "metaworld": "metaworld==3.0.0",  # 3.1.1 wants mujoco 3.3.0
@@ -59,6 +61,7 @@ dm_control    acer_continuous shimmy:dm_control/quadruped-run-v0
 dm_control    a3c_continuous shimmy:dm_control/walker-walk-v0
 flappy-bird   acer_atari thirdparty_envs:FlappyBird-v0
 gym-pusht     acer_continuous gym_pusht:gym_pusht/PushT-v0
+hackatari     acer_atari thirdparty_envs:HackAtari-v0 {"name":"ALE/Pong-v5","modifs":["lazy_enemy"]}
 highway-env   acer_continuous highway_env:parking-v0
 highway-env   a3c_continuous highway_env:racetrack-v1
 memory-gym    a3c_recurrent_atari memory_gym:MortarMayhem-Grid-v0

@@ -54,6 +54,20 @@ def retro(game: str, **options) -> gym.Env:
     return stable_retro.make(game, use_restricted_actions=buttons, **options)
 
 
+class HackAtari(gym.Wrapper):
+    """Say of an end what Gymnasium says, since OCAtari returns truncated before terminated."""
+
+    def __init__(self, name: str, **options):
+        from hackatari import HackAtari
+
+        super().__init__(HackAtari(name, obs_mode="ori", dopamine_pooling=True, **options))
+
+    def step(self, action):
+        observation, reward, truncated, terminated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, info
+
+
+gym.register("HackAtari-v0", HackAtari)
 gym.register("MiniGrid-v0", minigrid)
 gym.register("Tetris-v0", tetris)
 gym.register("Retro-v0", retro)
