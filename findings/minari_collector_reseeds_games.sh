@@ -22,7 +22,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/python -m pip install --quiet "minari[create,hdf5]==0.5.4" gymnasium==1.4.0 numpy==2.4.6
+venv/bin/python -m pip install --quiet "minari[create,hdf5]==0.5.4" pillow==13.0.0 \
+    gymnasium==1.4.0 numpy==2.4.6
 
 seen=$(MINARI_DATASETS_PATH="$folder" venv/bin/python -W ignore - <<'PY'
 import gymnasium as gym
