@@ -10,7 +10,7 @@
 #   reset(options={"minari_autoseed": False}) leaves it. The number is stored with the game, so that
 #   a single game can be started again, but not the data set made again by its program.
 # Why it matters: two data sets "of seed 7" are different data, and an algorithm that is compared
-#   with and without recording plays other games. Nothing is said when it happens.
+#   with and without recording plays other games. There is no warning.
 set -euo pipefail
 
 expected='bare environment: game 1 starts alike, game 2 starts alike, game 3 starts alike

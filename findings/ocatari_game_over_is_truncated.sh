@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# In OCAtari and HackAtari a game that is over was truncated, not terminated.
+# In OCAtari and HackAtari a game that is over comes as truncated, not terminated.
 #
 # Versions: ocatari 2.2.1, hackatari 0.0.6, gymnasium 1.4.0, ale-py 0.12.1, numpy 1.26.4, Python 3.11.
 # The guess: both are gymnasium environments around ALE's, so step() returns observation, reward,
 #   terminated, truncated, info, and a lost game is terminated as it is in ALE.
 # What happens: step() returns the two the other way round, as its docstring says in passing: a game
-#   that is over comes as terminated=False, truncated=True, and a time limit as terminated. Random
-#   play shows it in every game. A wrapper that exchanges them is right again.
+#   that is over comes as terminated=False, truncated=True, and a time limit as terminated. A wrapper
+#   that exchanges them is right again.
 # Why it matters: a learner that bootstraps at a time limit adds the value of a lost screen to every
 #   lost game, so that losing looks like going on, and learns from a time limit that all ends there.
 #   Whoever asks `terminated or truncated` alone sees nothing, so that curves merely are worse.
