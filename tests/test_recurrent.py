@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,3 +305,20 @@ def test_without_memory_that_task_cannot_be_done():
     assert set(questions) == {0, 1}
     assert all(np.array_equal(last, q) for asked in questions.values() for q in asked)
     assert paid == {(False, False), (True, True)}
+
+
+@pytest.mark.parametrize("quiet", [50, 500, 5_000])
+def test_rewards_after_a_quiet_time_make_no_long_steps(quiet):
+    """Ten times larger steps in a row saturated the LSTM, and play fell to random for thousands."""
+    lr, betas = 1e-3, (0.9, 0.99)
+    args = script.parse_args(["--learning-rate", str(lr), "--num-workers", "1"])
+    shared = make_shared("a3c_recurrent_atari", args)
+    bias, longest = shared.model.value.bias, 0.0
+    for size in quiet * [1e-4] + 20 * [1.0]:
+        before = bias.item()
+        bias.grad = torch.full_like(bias, size)
+        shared.optimizer.step()
+        longest = max(longest, abs(bias.item() - before))
+    # By Cauchy and Schwarz, whatever the gradients; it is nearly reached here.
+    bound = (1 - betas[0]) / math.sqrt((1 - betas[1]) * (1 - betas[0] ** 2 / betas[1]))
+    assert longest <= bound * lr * 1.001
