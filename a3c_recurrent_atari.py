@@ -31,8 +31,7 @@ Differences from the paper
  5. Orthogonal initial weights, forget gates with a bias of 1; the network sees a stack of frames
     less its median brightness.
  6. Segments of 20 steps (paper: 5), and a learning rate that stays, unless `--anneal-lr` is given.
- 7. Gradients of a norm of 0.5 at most (paper: 40) and Adam with β₂ = 0.99, since with longer ones
-    and 0.999 play fell to random now and then.
+ 7. Adam's β₂ is 0.99, not 0.999: v soon knows the gradients of rewards that follow a quiet time.
 """
 
 import argparse
@@ -121,7 +120,7 @@ SETTINGS = {  # group: flag, default, what is allowed, help; symbols in brackets
         ("--optimizer", "adam", ("adam", "rmsprop"), "shared by all workers"),
         ("--learning-rate", None, (1e-9, 1.0), f"step size; by optimizer {LEARNING_RATES}"),
         ("--anneal-lr", False, FLAG, "lower it linearly to 0 over the run"),
-        ("--max-grad-norm", 0.5, POSITIVE, "longer gradients are scaled to this"),
+        ("--max-grad-norm", 40.0, POSITIVE, "longer gradients are scaled to this"),
     ],
     "actor-critic": [
         ("--gamma", 0.99, SHARE, "discount per agent step [γ]"),
@@ -288,7 +287,7 @@ class Shared:
         torch.manual_seed(args.seed)
         self.model = ActorCritic(int(env.action_space.n)).share_memory()  # θ
         # With β₂ = 0.999 rewards after a quiet time make steps of up to 7 lr. Some in a row drove
-        # the LSTM's gates into saturation: it then answers the same to every screen. Now 2.4 lr.
+        # the LSTM's gates into saturation: it then answers alike to every screen. Here, 2.4 lr.
         kinds = {"adam": partial(SharedAdam, betas=(0.9, 0.99)), "rmsprop": SharedRMSprop}
         self.optimizer = kinds[args.optimizer](self.model.weights, args.learning_rate)
         # Agent steps since this start; each worker writes its own slot, so no lock.
