@@ -38,7 +38,7 @@ REPLAY = {  # a setting: its colour, and the files of its seeds
     "4, no trust region": ("#9467bd", "ablation/no_trust_region_seed*.csv"),
     "1 replay": ("#2ca02c", "ablation/replay_ratio_1_seed*.csv"),
     "no replay": ("#d62728", "ablation/replay_ratio_0_seed*.csv"),
-    "A3C, LSTM": ("#ff7f0e", "curves/a3c_recurrent_atari_pong_seed*.csv"),
+    "A3C, LSTM": ("#ff7f0e", "ablation/a3c_beta2_of_0.999_seed*.csv"),
 }
 BRIGHTNESS = {
     "median subtracted": ("#1f77b4", "curves/acer_atari_pong_seed[12].csv"),
